@@ -1,0 +1,278 @@
+"""The command line: parse, call the Python function of the same name, print. No logic of its own.
+
+Answers go to stdout, everything else to stderr. Exit codes: 0 done; 1 failed; 2 wrong use or wrong input;
+130 interrupted, after saving. Heavy imports happen inside the commands, so that `--help` is quick.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from vaelab import __version__
+from vaelab.errors import VaelabError
+
+app = typer.Typer(
+    name="vaelab",
+    help="Train, evaluate and use variational autoencoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", metavar="FILE", help="A .png, .gif or .npz file.", show_default=False)
+]
+Draw = Annotated[bool, typer.Option("--draw", help="Draw from p(x|z); otherwise show its mean.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random numbers.")]
+SplitName = Annotated[str, typer.Option("--split", help="train, validation or test.")]
+
+
+@app.command(epilog="Example: vaelab train vae --data mnist data.binarize=dynamic --epochs 20")
+def train(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="A recipe (default: vae) and configuration keys."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="A name, a folder of pictures, an .npy or .npz file.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="How often all training data are seen.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder to make.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe and write its run folder (default: digits, in runs/)."""
+    from vaelab.config import parse_override
+    from vaelab.evaluation import Evaluation
+    from vaelab.training import train as run_training
+
+    given = list(words or [])
+    recipe = given.pop(0) if given and "=" not in given[0] else None
+    overrides = dict(parse_override(word) for word in given)
+    run = run_training(
+        recipe, data=data, epochs=epochs, seed=seed, out=out, resume=resume, overrides=overrides, progress=True
+    )
+    facts = run.summary()
+    if as_json:
+        _print_json(facts)
+        return
+    print(f"{facts['recipe']} on {facts['data']}: {facts['epochs']} epochs in {facts['seconds']:.1f} s", end="")
+    print(f" ({facts['images_per_second']:,} images/s); kept the weights of epoch {facts['best_epoch']}")
+    print(Evaluation(**facts["numbers"]))
+    print(
+        f"\nreport:   {run}/report.html\nevaluate: vaelab evaluate {run}\nsample:   vaelab sample {run} -o samples.png"
+    )
+
+
+@app.command(epilog="Example: vaelab evaluate runs/vae-digits-1 --importance-samples 500")
+def evaluate(
+    run: RunFolder,
+    importance_samples: Annotated[int, typer.Option(metavar="K", help="Draws of z an example for log p(x).")] = 100,
+    split: SplitName = "test",
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the first N examples.", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Held-out ELBO, rate, distortion and log p(x) in nats, with error bars."""
+    from vaelab.evaluation import evaluate as run_evaluation
+
+    result = run_evaluation(run, importance_samples, split, limit, seed)
+    _print_json(result.to_dict()) if as_json else print(result)
+
+
+@app.command(epilog="Example: vaelab sample runs/vae-digits-1 -n 64 -o samples.png")
+def sample(
+    run: RunFolder,
+    number: Annotated[int, typer.Option("-n", metavar="N", help="How many.")] = 64,
+    out: Out = Path("samples.png"),
+    draw: Draw = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """New examples: z from the prior, x from the decoder."""
+    from vaelab import generation
+
+    generation.sample(run, number, out=out, draw=draw, seed=seed)
+    _wrote(out, as_json)
+
+
+@app.command(epilog="Example: vaelab reconstruct runs/vae-digits-1 -n 16 -o reconstructions.png")
+def reconstruct(
+    run: RunFolder,
+    number: Annotated[int, typer.Option("-n", metavar="N", help="How many.")] = 16,
+    split: SplitName = "test",
+    out: Out = Path("reconstructions.png"),
+    draw: Draw = False,
+    latent: Annotated[Literal["mean", "sample"], typer.Option(help="Mean of q(z|x), or a sample from it.")] = "mean",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Held-out examples beside what comes back through the latent space."""
+    from vaelab import generation
+
+    generation.reconstruct(run, number, split=split, out=out, draw=draw, latent=latent, seed=seed)
+    _wrote(out, as_json)
+
+
+@app.command(epilog="Example: vaelab interpolate runs/vae-digits-1 -o walk.gif")
+def interpolate(
+    run: RunFolder,
+    pairs: Annotated[int, typer.Option("-n", metavar="N", help="How many pairs.")] = 4,
+    steps: Annotated[int, typer.Option(help="Pictures on a path, both ends included.")] = 11,
+    path: Annotated[Literal["linear", "spherical"], typer.Option(help="Kind of path.")] = "linear",
+    split: SplitName = "test",
+    out: Out = Path("interpolation.png"),
+    draw: Draw = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Paths in latent space between pairs of held-out examples."""
+    from vaelab import generation
+
+    generation.interpolate(run, split=split, pairs=pairs, steps=steps, path=path, out=out, draw=draw, seed=seed)
+    _wrote(out, as_json)
+
+
+@app.command(epilog="Example: vaelab traverse runs/vae-digits-1 --latents 0,3,7 -o traversal.png")
+def traverse(
+    run: RunFolder,
+    latents: Annotated[
+        str | None, typer.Option(metavar="I,J,...", help="Which latents. Default: the ten most active.")
+    ] = None,
+    span: Annotated[float, typer.Option(help="From -span to span, in prior standard deviations.")] = 3.0,
+    steps: Annotated[int, typer.Option(help="Pictures a latent.")] = 11,
+    split: SplitName = "test",
+    out: Out = Path("traversal.png"),
+    draw: Draw = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Move one latent at a time and hold the others still."""
+    from vaelab import generation
+
+    chosen = None if latents is None else _numbers(latents)
+    generation.traverse(run, latents=chosen, span=span, steps=steps, split=split, out=out, draw=draw, seed=seed)
+    _wrote(out, as_json)
+
+
+@app.command(epilog="Example: vaelab encode runs/vae-digits-1 --data digits -o latents.npz")
+def encode(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="An .npz or .csv file.", show_default=False)],
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="What to encode. Default: the run's own data.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Posterior mean and scale of every example."""
+    from vaelab import generation
+
+    generation.encode(run, data=data, out=out)
+    _wrote(out, as_json)
+
+
+@app.command(epilog="Example: vaelab recipes linear-vae")
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one whole.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The recipes that there are; or one, whole."""
+    from vaelab import recipes as shipped
+
+    if name is not None:
+        recipe = shipped.load(name)
+        if as_json:
+            _print_json(
+                {key: getattr(recipe, key) for key in ("name", "title", "paper", "expected", "command", "tables")}
+            )
+        else:
+            print(recipe.text, end="")
+        return
+    rows = [(recipe.name, recipe.title) for recipe in map(shipped.load, shipped.names())]
+    _print_json({"recipes": dict(rows)}) if as_json else _print_rows(rows)
+
+
+@app.command(epilog="Example: vaelab data")
+def data(as_json: AsJson = False) -> None:
+    """The sources of data that there are."""
+    from vaelab.data import sources
+
+    rows = sources()
+    if as_json:
+        _print_json({"sources": [dict(zip(("name", "description", "status"), row, strict=True)) for row in rows]})
+    else:
+        _print_rows(rows)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"vaelab {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train, evaluate and use variational autoencoders."""
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except VaelabError as error:
+        _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        _fail(f"{error.format_message()} (vaelab {_command()}--help tells more)", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (OSError, MemoryError) as error:
+        _fail(f"{error or 'out of memory'}", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"vaelab: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _command() -> str:
+    return next((f"{word} " for word in sys.argv[1:2] if not word.startswith("-")), "")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=str, allow_nan=False))
+
+
+def _print_rows(rows: list[Any]) -> None:
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _wrote(out: Path | None, as_json: bool) -> None:
+    _print_json({"file": str(out)}) if as_json else print(out)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text}: write latent numbers as 0,3,7", param_hint="--latents") from None

@@ -1,0 +1,248 @@
+"""The one source of command-line keys, TOML keys and checkpoint configuration.
+
+A configuration is eight tables. Three have fixed keys and stand below: `data`, `model`, `training`. The other
+five each name a part (`likelihood.name = "gaussian"`), and a part's keys are the keyword-only parameters of the
+constructor that was registered under that name. So a part is written once, and the command line, the recipes and
+the saved run follow it. This module does not import torch.
+"""
+
+import inspect
+import math
+import tomllib
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from vaelab.errors import InputError
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """One table of a configuration: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Where x comes from and what is done to it before a model sees it.
+
+    `validation` and `test` are fractions of the whole; 0 gives that part to training. Left out, the source's own
+    division holds. `seed` fixes the random division and the static binarization, apart from the training seed, so
+    that runs with different training seeds see the same examples.
+    """
+
+    source: Annotated[str, Field(min_length=1)] = "digits"
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    binarize: Literal["none", "threshold", "dynamic", "static"] = "none"
+    values: Literal["auto", "real"] = "auto"
+    levels: Annotated[int, Field(ge=2, le=65536)] | None = None
+    validation: Fraction | None = None
+    test: Fraction | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class ModelConfig(Section):
+    """Which class of model, and the number of latent dimensions."""
+
+    name: Literal["vae"] = "vae"
+    latent_dim: PositiveInt = 20
+
+
+class TrainingConfig(Section):
+    """How a model is fitted. `epochs = "auto"` takes as many as 1,500 steps need, and at least 10."""
+
+    epochs: PositiveInt | Literal["auto"] = "auto"
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    adam_epsilon: PositiveFloat = 1e-8
+    gradient_clip: Annotated[float, Field(gt=0, allow_inf_nan=True)] = math.inf
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    threads: PositiveInt | Literal["auto"] = "auto"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+FIXED: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, "training": TrainingConfig}
+PARTS = {"network": "mlp", "likelihood": "auto", "posterior": "gaussian", "prior": "normal", "objective": "elbo"}
+"""The five choices, and what each is if nothing is chosen."""
+_BUILT_IN = ("networks", "likelihoods", "posteriors", "priors", "objectives")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration, validated. The five parts are sections made from their constructors."""
+
+    recipe: str
+    data: DataConfig
+    model: ModelConfig
+    network: Section
+    likelihood: Section
+    posterior: Section
+    prior: Section
+    objective: Section
+    training: TrainingConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain tables for TOML; keys whose value is None are left out, for TOML has no null."""
+        tables: dict[str, Any] = {"recipe": self.recipe}
+        for field in fields(self)[1:]:
+            section: Section = getattr(self, field.name)
+            tables[field.name] = section.model_dump(exclude_none=True)
+        return tables
+
+    def with_part(self, group: str, **keys: Any) -> "Config":
+        """The same configuration with one part chosen anew."""
+        return replace(self, **{group: section(group, keys)})
+
+
+# -- the registry of parts ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """A registered constructor and the section that validates its keyword-only parameters."""
+
+    build: Callable[..., Any]
+    section: type[Section]
+
+
+_registry: dict[str, dict[str, Part]] = {group: {} for group in PARTS}
+
+
+Constructor = TypeVar("Constructor", bound=Callable[..., Any])
+
+
+def register(group: str, name: str) -> Callable[[Constructor], Constructor]:
+    """Decorator: offer a class (or a function that makes one) as `group.name = name`.
+
+    Its positional parameters are what the model and the data determine (shapes); its keyword-only parameters,
+    with their annotations and defaults, become the configuration keys.
+    """
+
+    def decorate(constructor: Constructor) -> Constructor:
+        parameters = inspect.signature(constructor).parameters.values()
+        function: Any = getattr(constructor, "__init__") if inspect.isclass(constructor) else constructor  # noqa: B009
+        hints = typing.get_type_hints(function, include_extras=True)
+        keys: dict[str, Any] = {
+            p.name: (hints[p.name], ... if p.default is p.empty else p.default)
+            for p in parameters
+            if p.kind is p.KEYWORD_ONLY
+        }
+        made = create_model(
+            f"{group}.{name}",
+            __base__=Section,
+            name=(Literal[name], name),  # type: ignore[valid-type]
+            **keys,
+        )
+        _registry[group][name] = Part(constructor, made)
+        return constructor
+
+    return decorate
+
+
+def names(group: str) -> list[str]:
+    """The registered names of a group, in order of registration."""
+    for module in _BUILT_IN:
+        import_module(f"vaelab.{module}")
+    return list(_registry[group])
+
+
+def build(group: str, config: Section, *context: Any) -> Any:
+    """Construct the part that `config` names, from what the model and the data determine (`context`)."""
+    keys = config.model_dump()
+    return _registry[group][keys.pop("name")].build(*context, **keys)
+
+
+def section(group: str, keys: Mapping[str, Any]) -> Section:
+    """Validate one table: a fixed section, or the section of the part that `keys["name"]` names."""
+    if group in FIXED:
+        return _validate(group, FIXED[group], keys)
+    known = names(group)
+    name = keys.get("name", PARTS[group])
+    if name not in known:
+        raise InputError(f"{group}.name={name}: unknown; {nearest(str(name), known)}")
+    return _validate(group, _registry[group][str(name)].section, keys)
+
+
+def _validate(group: str, model: type[Section], keys: Mapping[str, Any]) -> Section:
+    for key in keys:
+        if key not in model.model_fields:
+            raise InputError(
+                f"unknown key {group}.{key}; {nearest(f'{group}.{key}', [f'{group}.{k}' for k in model.model_fields])}"
+            )
+    try:
+        return model.model_validate(dict(keys))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        wanted = {str(e["msg"]).removeprefix("Input should be ") for e in error.errors() if e["loc"][0] == key}
+        raise InputError(f"{group}.{key}={keys[key]}: must be {' or '.join(sorted(wanted))}") from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known word, or all of them."""
+    known = list(known)
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+
+
+# -- from recipe and overrides to a configuration ------------------------------------------------------------------
+
+
+def resolve(recipe: str, tables: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+    """A recipe's tables with dotted overrides applied, validated.
+
+    Choosing another `X.name` drops the recipe's other `X.*` keys: they belong to the part that was replaced.
+
+    Raises:
+        InputError: an unknown table or key, or a value of the wrong type or range.
+    """
+    groups = [field.name for field in fields(Config)[1:]]
+    merged: dict[str, dict[str, Any]] = {group: dict(tables.get(group, {})) for group in groups}
+    for table in tables:
+        if table not in groups:
+            raise InputError(f"unknown table [{table}] in recipe {recipe}; {nearest(table, groups)}")
+    split = {key: split_key(key, groups) for key in overrides or {}}
+    for key, value in (overrides or {}).items():
+        group, name = split[key]
+        if name == "name" and value != merged[group].get("name", PARTS.get(group)):
+            merged[group] = {"name": value}
+    for key, value in (overrides or {}).items():
+        group, name = split[key]
+        merged[group][name] = value
+    return Config(recipe=recipe, **{group: section(group, merged[group]) for group in groups})  # type: ignore[arg-type]
+
+
+def split_key(key: str, groups: list[str]) -> tuple[str, str]:
+    """`"model.latent_dim"` -> `("model", "latent_dim")`."""
+    group, dot, name = key.partition(".")
+    if group not in groups or not dot or not name:
+        raise InputError(f"unknown key {key}; keys look like model.latent_dim=10, and {nearest(group, groups)}")
+    return group, name
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """One `KEY=VALUE` of the command line. Numbers, booleans and lists are read as TOML; all else is text.
+
+    `network.hidden=400,400` and `network.hidden=[400,400]` are the same.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"{text}: not KEY=VALUE; write for example model.latent_dim=10")
+    listed = f"[{value}]" if "," in value and not value.startswith("[") else value
+    try:
+        parsed = tomllib.loads(f"value = {listed}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+    return key, parsed if isinstance(parsed, bool | int | float | list) else value

@@ -1,0 +1,106 @@
+"""Examples in memory: one tensor in its own integer type, read as batches on the model's scale."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vaelab.data.spec import DataSpec
+from vaelab.errors import InputError
+
+_DRAW_AT_ONCE = 1024  # examples; bounds the memory of one binarization to a few megabytes of uniform numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """N examples that belong together: those for training, say.
+
+    Attributes:
+        raw: the values as they are stored, `[N, *shape]`: uint8, int16 or int32 for levels and binary data, float32
+            for real data.
+        labels: `[N]` int64, or None.
+        scale: what a stored value is divided by before a model sees it: levels − 1, or 1.
+        dynamic: whether every read draws a binary picture anew, each dimension 1 with the probability that is its
+            value on the model's scale (Salakhutdinov & Murray 2008).
+    """
+
+    raw: Tensor
+    labels: Tensor | None = None
+    scale: int = 1
+    dynamic: bool = False
+
+    def __len__(self) -> int:
+        return self.raw.shape[0]
+
+    def batch(self, index: Tensor | slice | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Examples as a model sees them.
+
+        Args:
+            index: which ones: int64 positions `[B]`, a slice, or None for all.
+            generator: where dynamic binarization draws from; needed then, and only then.
+
+        Returns:
+            float32 `[B, *shape]`, a new tensor: levels in [0, 1], binary values 0 or 1, real values as they are.
+
+        Raises:
+            ValueError: the split is dynamic and there is no generator.
+        """
+        if isinstance(index, Tensor):
+            x = self.raw.index_select(0, index.to(self.raw.device)).to(torch.float32)
+        else:
+            x = self.raw[index or slice(None)].to(torch.float32, copy=True)
+        if self.scale != 1:
+            x.div_(self.scale)
+        if not self.dynamic:
+            return x
+        if generator is None:
+            raise ValueError("dynamic binarization draws at every read: give batch() a torch.Generator")
+        # u < p with u uniform on [0, 1): p = 0 never gives 1, p = 1 always does. rand is 3.6 times torch.bernoulli.
+        return torch.rand(x.shape, generator=generator, device=generator.device).to(x.device).lt_(x)
+
+    def fixed(self, seed: int) -> "Split":
+        """The same examples with dynamic binarization drawn once from `seed`; itself where nothing is dynamic."""
+        if not self.dynamic:
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        raw = torch.empty(self.raw.shape, dtype=torch.uint8, device=self.raw.device)
+        for start in range(0, len(self), _DRAW_AT_ONCE):
+            part = slice(start, start + _DRAW_AT_ONCE)
+            raw[part] = self.batch(part, generator)
+        return Split(raw, self.labels)
+
+    def head(self, n: int) -> "Split":
+        """The first n examples (all of them if there are fewer)."""
+        return replace(self, raw=self.raw[:n], labels=None if self.labels is None else self.labels[:n])
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same examples on another device."""
+        return replace(self, raw=self.raw.to(device), labels=None if self.labels is None else self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A whole data set, divided.
+
+    Attributes:
+        spec: what one example is, as a model sees it: binarized data are binary.
+        splits: `train` always, `validation` and `test` where they exist.
+        label_names: the name of label 0, 1, …, where there are names.
+        fingerprint: SHA-256 over the stored values, their type and shape, the labels and the division. A run that
+            finds another fingerprint was given other data.
+    """
+
+    spec: DataSpec
+    splits: dict[str, Split]
+    label_names: tuple[str, ...] | None
+    fingerprint: str
+
+    def __getitem__(self, name: str) -> Split:
+        """One split by name.
+
+        Raises:
+            InputError: there is no split of that name.
+        """
+        if name not in self.splits:
+            raise InputError(f"no {name} split: these data have only {', '.join(self.splits)}; use --split train")
+        return self.splits[name]

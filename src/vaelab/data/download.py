@@ -1,0 +1,79 @@
+"""Files that are fetched on first use: the folder where they live, mirrors, and writing them whole or not at all."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from vaelab.errors import VaelabError
+
+
+def data_folder() -> Path:
+    """The folder of the named data sets: `$VAELAB_DATA`, else the user's cache folder."""
+    named = os.environ.get("VAELAB_DATA")
+    if named:
+        return Path(named).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("vaelab"))
+
+
+def fetch(urls: Sequence[str], target: Path, decode: Callable[[bytes], bytes], timeout: float = 30.0) -> bytes:
+    """Download a file from the first mirror that has the right one, and keep it as `target`.
+
+    Args:
+        urls: the mirrors, tried in this order.
+        target: where what `decode` returns is written, whole or not at all.
+        decode: turns a download into the content to keep; raises ValueError where it is not the right file.
+        timeout: seconds without an answer after which a mirror counts as dead.
+
+    Returns:
+        The content that was kept.
+
+    Raises:
+        VaelabError: no mirror has the right file, or it cannot be written.
+    """
+    import pooch
+    import requests
+    from tqdm import tqdm
+
+    failures: list[str] = []
+    for url in urls:
+        buffer = io.BytesIO()
+        # disable=None: no bar where standard error is no terminal. pooch sets the total; before, it must not be 0.
+        with tqdm(desc=target.name, total=1, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            download = pooch.HTTPDownloader(progressbar=cast(Any, bar), chunk_size=1 << 16, timeout=timeout)
+            try:
+                download(url, buffer, None)
+                content = decode(buffer.getvalue())
+            except requests.RequestException as error:
+                response = error.response
+                failures.append(f"{url} ({type(error).__name__ if response is None else response.status_code})")
+                continue
+            except ValueError as error:
+                failures.append(f"{url} ({error})")
+                continue
+        write_whole(target, content)
+        return content
+    raise VaelabError(
+        f"cannot download {target.name} from {', '.join(failures)}; put it into {target.parent} by hand, or try later"
+    )
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside it, then rename: nobody ever sees half of it.
+
+    Raises:
+        VaelabError: the disk is full, or the folder cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise VaelabError(f"cannot write {target}: {error.strerror}; set VAELAB_DATA to another folder") from None

@@ -1,0 +1,88 @@
+"""From the name of a source to its data."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from vaelab.config import DataConfig, nearest
+from vaelab.data import freyfaces, mnist
+from vaelab.data.arrays import load_array
+from vaelab.data.dataset import Dataset
+from vaelab.data.division import divide_randomly
+from vaelab.data.folder import SUFFIXES, load_folder
+from vaelab.data.prepare import Examples, prepare
+from vaelab.errors import InputError
+
+
+def load_digits(config: DataConfig) -> Examples:
+    """scikit-learn's 1,797 handwritten digits as uint8 `[1797, 1, 8, 8]` of 17 levels, divided at random."""
+    from sklearn.datasets import load_digits as load_bunch
+
+    values, labels = load_bunch(return_X_y=True)
+    raw = torch.from_numpy(values.reshape(-1, 1, 8, 8).astype("uint8"))
+    return Examples(
+        raw=raw,
+        levels=17,
+        division=divide_randomly(len(raw), config),
+        labels=torch.from_numpy(labels.astype("int64")),
+        label_names=tuple("0123456789"),
+    )
+
+
+_NAMED: dict[str, Callable[[DataConfig], Examples]] = {
+    "digits": load_digits,
+    "mnist": mnist.load_mnist,
+    "freyfaces": freyfaces.load_freyfaces,
+}
+
+
+def load(config: DataConfig) -> Dataset:
+    """The data set that `config.source` names: a named set, a folder of pictures, or a `.npy` or `.npz` file.
+
+    A name goes before a folder of the same name; `./digits` is the folder.
+
+    Raises:
+        InputError: no such source, or a source that is no data.
+        VaelabError: a download fails.
+    """
+    source = config.source
+    path = Path(source).expanduser()
+    if source not in _NAMED and path.is_dir():
+        return prepare(load_folder(path, config), config)
+    if config.size is not None and (source in _NAMED or path.exists()):
+        raise InputError(f"data.size={config.size}: only a folder of pictures is resized; leave it out for {source}")
+    if source in _NAMED:
+        return prepare(_NAMED[source](config), config)
+    if path.is_file():
+        if path.suffix.lower() not in (".npy", ".npz"):
+            raise InputError(f"{source}: not a kind of data file; use .npy, .npz or a folder of pictures")
+        return prepare(load_array(path, config), config)
+    if source.startswith("hf:"):
+        raise InputError(
+            f"{source}: the Hugging Face Hub is not supported yet; save it as .npz or a folder of pictures"
+        )
+    if len(path.parts) > 1 or path.suffix.lower() in (".npy", ".npz"):
+        raise InputError(f"{source}: no such file or folder")
+    raise InputError(f"unknown data source {source}; {nearest(source, _NAMED)} Or give a folder, .npy or .npz")
+
+
+def sources() -> list[tuple[str, str, str]]:
+    """What there is, for a listing: name, description and status."""
+    later = "downloaded on first use"
+    return [
+        ("digits", "1,797 grey digits, 8 x 8, 17 levels, labels 0-9 (scikit-learn)", "built in"),
+        (
+            "mnist",
+            "70,000 grey digits, 28 x 28, 256 levels, labels 0-9",
+            f"in {mnist.folder()}" if mnist.is_present() else later,
+        ),
+        (
+            "freyfaces",
+            "1,965 grey video frames of a face, 20 x 28, 256 levels",
+            f"in {freyfaces.file().parent}" if freyfaces.is_present() else later,
+        ),
+        ("FOLDER", f"your pictures ({', '.join(SUFFIXES)}) of any size: data.size=64", "your own"),
+        ("FILE.npy", "your array: vectors [N, D], pictures [N, H, W] or [N, C, H, W]", "your own"),
+        ("FILE.npz", "the same as array x, with integer labels y if you have them", "your own"),
+    ]

@@ -1,0 +1,33 @@
+"""What one example is: its shape, and which values it can take."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["binary", "levels", "real"]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a data set says of its examples. A model is composed from it, and a run records it.
+
+    Attributes:
+        shape: the event shape: `(C, H, W)` for pictures, `(D,)` for vectors.
+        kind: `binary` (0 or 1), `levels` (integers 0 … levels − 1, which a model sees divided by levels − 1, so
+            in [0, 1]) or `real` (any number, seen as it is).
+        levels: how many values a dimension can take: 2 if binary, None if real.
+    """
+
+    shape: tuple[int, ...]
+    kind: Kind
+    levels: int | None
+
+    @property
+    def dims(self) -> int:
+        """Number of dimensions of one example."""
+        return math.prod(self.shape)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether an example can be shown as a grey (1 channel) or colour (3 channels) picture."""
+        return len(self.shape) == 3 and self.shape[0] in (1, 3)

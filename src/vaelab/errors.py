@@ -1,0 +1,16 @@
+"""The two kinds of failure that vaelab tells its user about in one line.
+
+Both carry the exit code that the command line returns for them.
+"""
+
+
+class VaelabError(Exception):
+    """Something went wrong that is nobody's wrong input: a full disk, a lost network (exit code 1)."""
+
+    exit_code = 1
+
+
+class InputError(VaelabError, ValueError):
+    """Wrong use or wrong input (exit code 2). The message names the thing and the remedy in one line."""
+
+    exit_code = 2

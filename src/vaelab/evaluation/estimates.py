@@ -1,0 +1,149 @@
+"""Estimates of ELBO, rate, distortion and log p(x), example by example, from K draws of z each.
+
+K is cut into chunks so that memory stays bounded whatever K is: sums and log-sum-exps are carried from chunk to
+chunk. Sums are in float64, networks and densities in float32.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaelab.data import Split
+from vaelab.model import VAE, Terms
+from vaelab.noise import generator
+
+EXAMPLES = 250
+OUTPUT_NUMBERS = 1 << 22  # decoder outputs held at once: 16 MiB in float32
+
+
+@dataclass
+class PerExample:
+    """One number an example, [N] float64, in nats; and the Monte Carlo variance of that number, [N].
+
+    Where the posterior has no density only `distortion` is there.
+    """
+
+    distortion: Tensor
+    distortion_variance: Tensor
+    rate: Tensor | None = None
+    rate_variance: Tensor | None = None
+    elbo: Tensor | None = None
+    elbo_variance: Tensor | None = None
+    log_px: Tensor | None = None
+    log_px_variance: Tensor | None = None
+    effective_sample_size: Tensor | None = None
+
+
+class Moments:
+    """Mean over the draws, and the variance of that mean, [B]; fed chunk by chunk with [k, B]."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor = torch.zeros(())
+        self.squares: Tensor = torch.zeros(())
+
+    def add(self, values: Tensor) -> None:
+        """Chan, Golub & LeVeque 1983: combine counts, means and sums of squared deviations."""
+        values = values.double()
+        count, mean = values.shape[0], values.mean(0)
+        squares = (values - mean).square().sum(0)
+        total = self.count + count
+        delta = mean - self.mean
+        self.squares = self.squares + squares + delta.square() * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+    @property
+    def variance_of_mean(self) -> Tensor:
+        """Zero for a single draw, which says nothing of its own spread."""
+        return self.squares / max(1, self.count - 1) / self.count
+
+
+class ImportanceWeights:
+    """log (1/K) Σ_k w_k and Σ_k w̃_k², with w̃ the normalized weights; fed chunk by chunk with log w [k, B]."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.log_sum: Tensor = torch.tensor(-math.inf)
+        self.log_sum_of_squares: Tensor = torch.tensor(-math.inf)
+
+    def add(self, log_weights: Tensor) -> None:
+        log_weights = log_weights.double()
+        self.log_sum = torch.logaddexp(self.log_sum, log_weights.logsumexp(0))
+        self.log_sum_of_squares = torch.logaddexp(self.log_sum_of_squares, (2 * log_weights).logsumexp(0))
+        self.count += log_weights.shape[0]
+
+    @property
+    def log_mean(self) -> Tensor:
+        """The importance-weighted bound L_K (Burda et al. 2016, eq. 8), [B]."""
+        return self.log_sum - math.log(self.count)
+
+    @property
+    def effective_sample_size(self) -> Tensor:
+        """1 / Σ w̃², between 1 and K, [B]."""
+        return (2 * self.log_sum - self.log_sum_of_squares).exp()
+
+    @property
+    def variance_of_log_mean(self) -> Tensor:
+        """By the delta method: Var(w̄) / w̄² = (K Σ w̃² − 1) / (K − 1), [B]; zero for a single draw."""
+        spread = self.count / self.effective_sample_size - 1
+        return spread.clamp(min=0) / max(1, self.count - 1)
+
+
+def chunks_of_terms(model: VAE, x: Tensor, num_samples: int, noise: torch.Generator) -> Iterator[Terms]:
+    """Terms for x [B, *event] with `num_samples` draws an example in all, some of them at a time."""
+    outputs = math.prod(model.likelihood.output_shape)
+    at_once = max(1, OUTPUT_NUMBERS // (len(x) * outputs))
+    for start in range(0, num_samples, at_once):
+        yield model.terms(x, min(at_once, num_samples - start), noise)
+
+
+def batches(split: Split, seed: int) -> Iterator[tuple[Tensor, torch.Generator]]:
+    """Batches of a split, each with a generator of its own: an example's draws do not depend on K."""
+    device = split.raw.device
+    for index, rows in enumerate(torch.arange(len(split), device=device).split(EXAMPLES)):
+        noise = generator(seed, "evaluate", index, device=device)
+        yield split.batch(rows, noise), noise
+
+
+@torch.no_grad()
+def estimate(model: VAE, x: Tensor, importance_samples: int, draws: int, noise: torch.Generator) -> PerExample:
+    """All estimates for one batch x [B, *event].
+
+    log p(x) uses the first `importance_samples` draws; rate, distortion and ELBO use `draws` ≥ that many.
+
+    Where the KL is known in closed form, log q(z|x) − log p(z) − KL has mean zero and moves against log p(x|z).
+    Adding it to the distortion leaves the mean as it is and takes most of the spread away (a control variate):
+    then ELBO = E[log w], which has no spread at all where q is the exact posterior.
+    """
+    weights, ratios, distortions, kl = ImportanceWeights(), Moments(), Moments(), None
+    log_ws, left = Moments(), importance_samples
+    for terms in chunks_of_terms(model, x, draws, noise):
+        distortions.add(-terms.log_px_z)
+        log_w = terms.log_weights
+        if log_w is None or terms.log_qz_x is None:
+            continue
+        kl = terms.kl
+        ratios.add(terms.log_qz_x - terms.log_pz)
+        log_ws.add(log_w)
+        if left > 0:
+            weights.add(log_w[:left])
+            left -= log_w.shape[0]
+    if not log_ws.count:
+        return PerExample(distortions.mean, distortions.variance_of_mean)
+    closed = None if kl is None else kl.double().sum(-1)
+    rate = ratios.mean if closed is None else closed
+    return PerExample(
+        distortion=-log_ws.mean - rate,
+        distortion_variance=distortions.variance_of_mean if closed is None else log_ws.variance_of_mean,
+        rate=rate,
+        rate_variance=ratios.variance_of_mean if closed is None else torch.zeros_like(rate),
+        elbo=log_ws.mean,
+        elbo_variance=log_ws.variance_of_mean,
+        log_px=weights.log_mean,
+        log_px_variance=weights.variance_of_log_mean,
+        effective_sample_size=weights.effective_sample_size,
+    )

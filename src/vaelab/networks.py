@@ -1,0 +1,241 @@
+"""Encoders and decoders: tensors in, tensors out, no distributions.
+
+    encoder: x [N, *event] -> features [N, num_features]
+    decoder: z [N, latent_dim] -> outputs [N, *output_shape]
+
+`network.name` chooses a *family*, which makes both. A family can be replaced by any pair of `nn.Module`s of these
+shapes. Every decoder ends with one learned number an output, `bias` [*output_shape], which starts at the data.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vaelab.config import PositiveInt, register
+from vaelab.errors import InputError
+
+Shape = tuple[int, ...]
+Activation = Literal["relu", "gelu", "silu", "tanh", "elu", "leaky-relu"]
+Widths = tuple[PositiveInt, ...]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "leaky-relu": nn.LeakyReLU,
+}
+
+
+class Encoder(nn.Module):
+    """Layers, and the number of features that come out."""
+
+    def __init__(self, layers: nn.Module, num_features: int) -> None:
+        super().__init__()
+        self.layers = layers
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Decoder(nn.Module):
+    """Layers, shaped to `output_shape`, plus a bias for each output."""
+
+    def __init__(self, layers: nn.Module, output_shape: Shape) -> None:
+        super().__init__()
+        self.layers = layers
+        self.bias = nn.Parameter(torch.zeros(output_shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z).view(-1, *self.bias.shape) + self.bias
+
+
+class Family(ABC):
+    """Makes an encoder and a decoder that mirror each other."""
+
+    @abstractmethod
+    def encoder(self, event_shape: Shape) -> Encoder:
+        """[N, *event_shape] -> [N, num_features]."""
+
+    @abstractmethod
+    def decoder(self, latent_dim: int, output_shape: Shape) -> Decoder:
+        """[N, latent_dim] -> [N, *output_shape]; output_shape is (parameters, *event_shape)."""
+
+
+@register("network", "linear")
+class Linear(Family):
+    """No hidden layer: the linear VAE (Lucas et al. 2019, arXiv:1911.02469)."""
+
+    def encoder(self, event_shape: Shape) -> Encoder:
+        return Encoder(nn.Flatten(), math.prod(event_shape))
+
+    def decoder(self, latent_dim: int, output_shape: Shape) -> Decoder:
+        return Decoder(nn.Linear(latent_dim, math.prod(output_shape), bias=False), output_shape)
+
+
+@register("network", "mlp")
+class MLP(Family):
+    """Fully connected. `hidden` are the encoder's widths from x to z; the decoder has them in reverse."""
+
+    def __init__(self, *, hidden: Widths = (512,), activation: Activation = "gelu") -> None:
+        self.hidden = tuple(hidden)
+        self.activation = ACTIVATIONS[activation]
+
+    def encoder(self, event_shape: Shape) -> Encoder:
+        widths = (math.prod(event_shape), *self.hidden)
+        return Encoder(nn.Sequential(nn.Flatten(), *self._layers(widths)), widths[-1])
+
+    def decoder(self, latent_dim: int, output_shape: Shape) -> Decoder:
+        widths = (latent_dim, *reversed(self.hidden))
+        last = nn.Linear(widths[-1], math.prod(output_shape), bias=False)
+        return Decoder(nn.Sequential(*self._layers(widths), last), output_shape)
+
+    def _layers(self, widths: Shape) -> list[nn.Module]:
+        return [layer for ends in pairwise(widths) for layer in (nn.Linear(*ends), self.activation())]
+
+
+class Pyramid(Family):
+    """What the convolutional families share: stages that halve height and width, then one dense layer.
+
+    Any size works: a stage maps n to ⌈n / 2⌉, and on the way back it doubles and drops the surplus row or column.
+
+    Args:
+        channels: channels after each stage; one stage an entry.
+        hidden: width of the dense layer between the smallest feature map and the latent.
+    """
+
+    name: str
+
+    def __init__(self, channels: Widths, hidden: int, activation: str) -> None:
+        self.channels = tuple(channels)
+        self.hidden = hidden
+        self.activation = ACTIVATIONS[activation]
+
+    def encoder(self, event_shape: Shape) -> Encoder:
+        channels, height, width = self._picture(event_shape)
+        *_, smallest = self._sizes(height, width)
+        layers: list[nn.Module] = []
+        for ends in pairwise((channels, *self.channels)):
+            layers += self.down(*ends)
+        dense = nn.Linear(self.channels[-1] * math.prod(smallest), self.hidden)
+        return Encoder(nn.Sequential(*layers, nn.Flatten(), dense, self.activation()), self.hidden)
+
+    def decoder(self, latent_dim: int, output_shape: Shape) -> Decoder:
+        *leading, height, width = output_shape
+        self._picture(output_shape[1:])
+        *larger, smallest = self._sizes(height, width)
+        shape = (self.channels[-1], *smallest)
+        layers: list[nn.Module] = [
+            nn.Linear(latent_dim, self.hidden),
+            self.activation(),
+            nn.Linear(self.hidden, math.prod(shape)),
+            self.activation(),
+            nn.Unflatten(1, shape),
+        ]
+        widths = (*reversed(self.channels), self.channels[0])
+        for ends, size in zip(pairwise(widths), reversed(larger), strict=True):
+            layers += [*self.up(*ends), Crop(*size), self.activation()]
+        layers.append(nn.Conv2d(self.channels[0], math.prod(leading), 3, padding=1, bias=False))
+        return Decoder(nn.Sequential(*layers), output_shape)
+
+    @abstractmethod
+    def down(self, channels_in: int, channels_out: int) -> list[nn.Module]:
+        """Layers that halve height and width (rounding up)."""
+
+    @abstractmethod
+    def up(self, channels_in: int, channels_out: int) -> list[nn.Module]:
+        """Layers that double height and width."""
+
+    def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        sizes = [(height, width)]
+        for _ in self.channels:
+            height, width = -(-height // 2), -(-width // 2)
+            sizes.append((height, width))
+        return sizes
+
+    def _picture(self, event_shape: Shape) -> Shape:
+        if len(event_shape) != 3:
+            raise InputError(
+                f"network.name={self.name}: wants pictures (C, H, W), but an example has shape {event_shape}; "
+                "network.name=mlp takes any shape"
+            )
+        return event_shape
+
+
+class Crop(nn.Module):
+    """Keeps the first `height` rows and `width` columns."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., : self.height, : self.width]
+
+
+@register("network", "conv")
+class Convolutional(Pyramid):
+    """Strided convolutions down, transposed ones up (kernel 4, stride 2: every pixel is written equally often)."""
+
+    name = "conv"
+
+    def __init__(
+        self, *, channels: Widths = (32, 64), hidden: PositiveInt = 256, activation: Activation = "gelu"
+    ) -> None:
+        super().__init__(channels, hidden, activation)
+
+    def down(self, channels_in: int, channels_out: int) -> list[nn.Module]:
+        return [nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1), self.activation()]
+
+    def up(self, channels_in: int, channels_out: int) -> list[nn.Module]:
+        return [nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1)]
+
+
+@register("network", "resnet")
+class Residual(Pyramid):
+    """`blocks` residual blocks (He et al. 2016, arXiv:1603.05027) before each halving and after each doubling.
+
+    No normalization: a block's last convolution starts at zero, so a deep network starts as a shallow one.
+    """
+
+    name = "resnet"
+
+    def __init__(
+        self,
+        *,
+        channels: Widths = (32, 64),
+        blocks: Annotated[int, Field(ge=1)] = 1,
+        hidden: PositiveInt = 256,
+        activation: Activation = "gelu",
+    ) -> None:
+        super().__init__(channels, hidden, activation)
+        self.blocks = blocks
+
+    def down(self, channels_in: int, channels_out: int) -> list[nn.Module]:
+        return [nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1), *self._blocks(channels_out)]
+
+    def up(self, channels_in: int, channels_out: int) -> list[nn.Module]:
+        return [*self._blocks(channels_in), nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1)]
+
+    def _blocks(self, channels: int) -> list[nn.Module]:
+        return [ResidualBlock(channels, self.activation) for _ in range(self.blocks)]
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))), [N, C, H, W] -> the same shape."""
+
+    def __init__(self, channels: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        last = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias) if last.bias is not None else None
+        self.layers = nn.Sequential(activation(), nn.Conv2d(channels, channels, 3, padding=1), activation(), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)

@@ -1,0 +1,209 @@
+"""The run folder: what a training leaves behind, and how it is read again.
+
+    config.toml           everything that was chosen, and what an example is
+    model.safetensors     the best weights
+    checkpoint/           what resuming needs
+    metrics.jsonl         one line an epoch
+    numbers.json          the closing numbers, of the validation set (of the training set where there is none)
+    report.html, samples.png, reconstructions.png, README.md
+
+Every file is written under a temporary name and renamed, so a reader never sees half of one.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vaelab import config as configuration
+from vaelab.composition import compose
+from vaelab.config import Config
+from vaelab.data.spec import DataSpec
+from vaelab.errors import InputError
+from vaelab.model import VAE
+
+FORMAT = 1
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Write to the yielded temporary path; on success it takes the place of `path`, on failure it is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file, or nothing."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a whole safetensors file, or nothing."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(plain, temporary)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that can be read. `os.fspath(run)` is its path."""
+
+    path: Path
+    config: Config
+    spec: DataSpec
+    about: Mapping[str, Any]
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """Names of the labels 0, 1, ...; None for data without labels."""
+        named = self.about.get("label_names")
+        return tuple(named) if named else None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one an epoch."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def best(self) -> dict[str, Any] | None:
+        """The line of the epoch whose weights were kept: lowest validation loss, else the last; None before any."""
+        lines = self.metrics()
+        if not lines or lines[-1]["validation"] is None:
+            return lines[-1] if lines else None
+        return min(lines, key=lambda line: line["validation"]["loss"])
+
+    def summary(self) -> dict[str, Any]:
+        """What `vaelab train --json` prints: how the training went, and its closing numbers."""
+        lines, best = self.metrics(), self.best()
+        seconds = lines[-1]["seconds"] if lines else 0.0
+        images = lines[-1]["step"] * self.config.training.batch_size if lines else 0
+        numbers = self.path / "numbers.json"
+        return {
+            "run": str(self.path),
+            "recipe": self.config.recipe,
+            "data": self.config.data.source,
+            "epochs": len(lines),
+            "best_epoch": best["epoch"] if best else None,
+            "seconds": seconds,
+            "images_per_second": round(images / seconds) if seconds else None,
+            "numbers": json.loads(numbers.read_text()) if numbers.is_file() else None,
+        }
+
+    @classmethod
+    def create(cls, path: Path, config: Config, spec: DataSpec, **about: Any) -> "Run":
+        """Make the folder and write its config.toml.
+
+        Raises:
+            InputError: the folder exists and is not empty, or cannot be made.
+        """
+        refuse_existing(path)
+        path.mkdir(parents=True, exist_ok=True)
+        about = {"shape": list(spec.shape), "kind": spec.kind, **about}
+        if spec.levels is not None:
+            about["levels"] = spec.levels
+        tables = {"format": FORMAT, **config.to_dict(), "about": about}
+        write_text(path / "config.toml", tomli_w.dumps(tables))
+        return cls(path, config, spec, about)
+
+    @classmethod
+    def open(cls, path: "str | os.PathLike[str] | Run") -> "Run":
+        """Read a run folder's config.toml.
+
+        Raises:
+            InputError: the folder is missing, is no run, or was written by a newer version.
+        """
+        if isinstance(path, Run):
+            return path
+        path = Path(path)
+        if not path.is_dir():
+            raise InputError(f"{path}: no such run folder; `vaelab train --out {path}` makes one")
+        file = path / "config.toml"
+        if not file.is_file():
+            raise InputError(f"{path}: not a run folder (it has no config.toml)")
+        try:
+            tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: not readable as TOML ({error})") from None
+        if not isinstance(tables.get("format"), int):
+            raise InputError(f"{file}: has no `format`; it was not written by vaelab")
+        if tables["format"] > FORMAT:
+            raise InputError(
+                f"{path}: written by a newer vaelab (format {tables['format']}, this one reads {FORMAT}); upgrade"
+            )
+        return cls._read(path, tables)
+
+    @classmethod
+    def _read(cls, path: Path, tables: dict[str, Any]) -> "Run":
+        about = tables.pop("about", {})
+        recipe = str(tables.pop("recipe", ""))
+        tables.pop("format")
+        try:
+            config = configuration.resolve(recipe, tables)
+            spec = DataSpec(tuple(about["shape"]), about["kind"], about.get("levels"))
+        except KeyError as error:
+            raise InputError(f"{path / 'config.toml'}: [about] has no {error.args[0]}; the file was changed") from None
+        except InputError as error:
+            raise InputError(f"{path / 'config.toml'}: {error}") from None
+        return cls(path, config, spec, about)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise an InputError if `path` is taken."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise InputError(f"{path}: exists already; choose another --out, or continue it with --resume")
+
+
+def free_name(recipe: str, source: str, parent: Path = Path("runs")) -> Path:
+    """The first free `runs/<recipe>-<source>-<n>`."""
+    stem = f"{Path(recipe).stem}-{Path(source).stem or 'data'}"
+    number = 1
+    while (parent / f"{stem}-{number}").exists():
+        number += 1
+    return parent / f"{stem}-{number}"
+
+
+def load(run: "str | os.PathLike[str] | Run") -> VAE:
+    """The trained model of a run folder, in evaluation mode, with its best weights.
+
+    Nothing is unpickled and no code of the run is executed.
+
+    Raises:
+        InputError: the run is missing, incomplete, damaged, or from a newer version.
+    """
+    run = Run.open(run)
+    model = compose(run.config, run.spec)
+    load_weights(model, run.path / "model.safetensors")
+    return model.eval()
+
+
+def load_weights(model: VAE, path: Path) -> None:
+    """Read weights into `model`; names and shapes must match exactly."""
+    if not path.is_file():
+        raise InputError(f"{path.parent}: incomplete run (it has no {path.name}); train it again, or --resume it")
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path}: damaged, or of another model ({str(error).splitlines()[0]})") from None
+    if missing or unexpected:
+        raise InputError(
+            f"{path}: not the weights of this config.toml (first difference: {[*missing, *unexpected][0]})"
+        )

@@ -1,0 +1,40 @@
+"""One thread, and no data but those that are there."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import vaelab
+from vaelab.config import Config, resolve
+from vaelab.runs import Run
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def configure() -> Callable[..., Config]:
+    """A configuration from keys alone: `configure(**{"model.latent_dim": 2})`."""
+    return lambda **keys: resolve("test", {}, keys)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A small VAE on binarized digits, trained for a few seconds."""
+    return vaelab.train(
+        "vae",
+        data="digits",
+        epochs=40,
+        out=tmp_path_factory.mktemp("runs") / "digits",
+        overrides={"data.binarize": "threshold", "model.latent_dim": 2, "network.hidden": [64]},
+        progress=False,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that a test writes lands in the checkout."""
+    monkeypatch.chdir(tmp_path)
