@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 import vaelab
 from vaelab.config import Config, resolve
@@ -13,6 +14,8 @@ from vaelab.runs import Run
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 torch.set_num_threads(1)
+settings.register_profile("vaelab", deadline=None, derandomize=True)
+settings.load_profile("vaelab")
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def linear_vae(
     return model
 
 
-def grid(dims: int, edge: float = 8.0, points: int = 401) -> tuple[Tensor, float]:
+def grid(dims: int, edge: float = 6.0, points: int = 121) -> tuple[Tensor, float]:
     """Points [points ** dims, dims] of a square grid and the volume of one cell."""
     axis = torch.linspace(-edge, edge, points, dtype=torch.float64)
     mesh = torch.meshgrid(*[axis] * dims, indexing="ij")
@@ -92,15 +92,14 @@ def grid(dims: int, edge: float = 8.0, points: int = 401) -> tuple[Tensor, float
 
 
 @torch.no_grad()
-def quadrature(model: VAE, x: Tensor, points: int = 401) -> tuple[Tensor, Tensor]:
+def quadrature(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """log p(x), and KL(q(z|x) ‖ p(z|x)), [B] each, by a grid over a latent of one or two dimensions."""
-    z, cell = grid(model.latent_dim, points=points)
-    log_joint = model.prior.log_prob(z)[:, None] + torch.cat(
-        [model.decode(part[:, None].expand(-1, len(x), -1)).log_prob(x) for part in z.split(4096)]
-    )
+    z, cell = grid(model.latent_dim)
+    log_px_z = torch.cat([model.decode(part[:, None]).log_prob(x) for part in z.split(1024)])
+    log_joint = model.prior.log_prob(z)[:, None] + log_px_z
     log_px = log_joint.logsumexp(0) + math.log(cell)
     posterior = model.encode(x)
     assert isinstance(posterior, DiagonalGaussian)
-    log_q = posterior.log_prob(z[:, None].expand(-1, len(x), -1))
+    log_q = posterior.log_prob(z[:, None])
     divergence = (log_q.exp() * (log_q - (log_joint - log_px))).sum(0) * cell
     return log_px, divergence

@@ -54,7 +54,7 @@ def test_the_log_density_of_a_draw_is_the_log_density_there() -> None:
 
 @pytest.mark.parametrize("dims", [1, 2])
 def test_prior_and_posterior_densities_integrate_to_one(dims: int) -> None:
-    z, cell = grid(dims, edge=10)
+    z, cell = grid(dims, edge=10, points=401)
     posterior = DiagonalGaussian(
         torch.tensor([[0.5, -1.0]])[:, :dims].double(), torch.tensor([[0.3, 1.2]])[:, :dims].double()
     )

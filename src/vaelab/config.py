@@ -177,17 +177,19 @@ def section(group: str, keys: Mapping[str, Any]) -> Section:
 
 def _validate(group: str, model: type[Section], keys: Mapping[str, Any]) -> Section:
     for key in keys:
-        if key not in model.model_fields:
-            raise InputError(
-                f"unknown key {group}.{key}; {nearest(f'{group}.{key}', [f'{group}.{k}' for k in model.model_fields])}"
-            )
+        if key in model.model_fields:
+            continue
+        if group == "likelihood" and keys.get("name", "auto") == "auto":
+            raise InputError(f"likelihood.{key}: choose likelihood.name first, for its keys depend on it")
+        known = [f"{group}.{name}" for name in model.model_fields]
+        raise InputError(f"unknown key {group}.{key}; {nearest(f'{group}.{key}', known)}")
     try:
         return model.model_validate(dict(keys))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        wanted = {str(e["msg"]).removeprefix("Input should be ") for e in error.errors() if e["loc"][0] == key}
-        raise InputError(f"{group}.{key}={keys[key]}: must be {' or '.join(sorted(wanted))}") from None
+        key = str(error.errors()[0]["loc"][0])
+        messages = {str(e["msg"]) for e in error.errors() if str(e["loc"][0]) == key}
+        wanted = " or ".join(sorted(message.removeprefix("Input should be ") for message in messages))
+        raise InputError(f"{group}.{key}={keys.get(key, '')}: must be {wanted}") from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -245,4 +247,4 @@ def parse_override(text: str) -> tuple[str, Any]:
         parsed = tomllib.loads(f"value = {listed}")["value"]
     except tomllib.TOMLDecodeError:
         return key, value
-    return key, parsed if isinstance(parsed, bool | int | float | list) else value
+    return key, parsed if isinstance(parsed, bool | int | float | list | str) else value

@@ -30,11 +30,6 @@ def sum_event(values: Tensor, event_ndim: int) -> Tensor:
     return values.flatten(-event_ndim).sum(-1)
 
 
-def at_least_single(values: Tensor) -> Tensor:
-    """Half-precision network outputs as float32: densities are never computed in less."""
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-
-
 def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Uniform noise inside the open interval (0, 1), so that its logit is finite."""
     noise = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
@@ -195,8 +190,8 @@ class Likelihood(nn.Module, ABC):
         return None
 
     def unbind(self, outputs: Tensor) -> tuple[Tensor, ...]:
-        """[..., P, *event] -> P tensors [..., *event], in float32 or better."""
-        return at_least_single(outputs).unbind(-self.event_ndim - 1)
+        """[..., P, *event] -> P tensors [..., *event]."""
+        return outputs.unbind(-self.event_ndim - 1)
 
 
 @register("likelihood", "auto")

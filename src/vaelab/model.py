@@ -128,14 +128,14 @@ class VAE(nn.Module):
             raise InputError(f"x has shape {list(x.shape)}; the model wants one batch axis before {self.event_shape}")
         with _autocast(x, network_dtype):
             features = self.encoder(x)
-        return self.posterior(features)
+        return self.posterior(_at_least_single(features))
 
     def decode(self, z: Tensor, network_dtype: torch.dtype | None = None) -> LikelihoodDistribution:
         """p(x|z) for z [..., D]; the leading dimensions are kept."""
         self._check(z, "z", (self.latent_dim,))
         with _autocast(z, network_dtype):
             outputs = self.decoder(z.flatten(0, -2))
-        return self.likelihood(outputs.unflatten(0, z.shape[:-1]))
+        return self.likelihood(_at_least_single(outputs).unflatten(0, z.shape[:-1]))
 
     def sample(self, num_samples: int = 16, *, draw: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """New examples [num_samples, *event] from z ~ p(z): the mean of p(x|z), or with `draw` a draw from it."""
@@ -177,6 +177,11 @@ class VAE(nn.Module):
                     f"{name} has {values.shape[-axis]} on axis {values.ndim - axis} of {list(values.shape)}; "
                     f"the model wants {event[-axis]} there ({wanted})"
                 )
+
+
+def _at_least_single(values: Tensor) -> Tensor:
+    """Half-precision network outputs as float32: densities are never computed in less."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def _autocast(like: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:

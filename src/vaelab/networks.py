@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from vaelab.config import PositiveInt, register
@@ -21,7 +21,10 @@ from vaelab.errors import InputError
 
 Shape = tuple[int, ...]
 Activation = Literal["relu", "gelu", "silu", "tanh", "elu", "leaky-relu"]
-Widths = tuple[PositiveInt, ...]
+Widths = Annotated[
+    tuple[PositiveInt, ...], BeforeValidator(lambda value: (value,) if isinstance(value, int) else value)
+]
+"""Layer widths; a single number stands for a single layer."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,

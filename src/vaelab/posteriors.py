@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vaelab.config import register
-from vaelab.likelihoods import LOG_2PI, at_least_single
+from vaelab.likelihoods import LOG_2PI
 
 
 class PosteriorDistribution(ABC):
@@ -94,7 +94,7 @@ class GaussianPosterior(Posterior):
         self.head = nn.Linear(num_features, 2 * latent_dim)
 
     def forward(self, features: Tensor) -> DiagonalGaussian:
-        loc, log_variance = at_least_single(self.head(features)).chunk(2, dim=-1)
+        loc, log_variance = self.head(features).chunk(2, dim=-1)
         return DiagonalGaussian(loc, (0.5 * log_variance).exp())
 
 
@@ -109,4 +109,4 @@ class DeterministicPosterior(Posterior):
         self.head = nn.Linear(num_features, latent_dim)
 
     def forward(self, features: Tensor) -> Deterministic:
-        return Deterministic(at_least_single(self.head(features)))
+        return Deterministic(self.head(features))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -55,7 +56,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a whole safetensors file, or nothing."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(plain, temporary)
+        try:
+            save_file(plain, temporary)
+        except SafetensorError as error:  # its own type for a full disk
+            raise OSError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,8 @@ def load(run: "str | os.PathLike[str] | Run") -> VAE:
         InputError: the run is missing, incomplete, damaged, or from a newer version.
     """
     run = Run.open(run)
-    model = compose(run.config, run.spec)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn and overwritten: no trace of that
+        model = compose(run.config, run.spec)
     load_weights(model, run.path / "model.safetensors")
     return model.eval()
 

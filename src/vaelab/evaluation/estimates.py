@@ -102,7 +102,7 @@ def chunks_of_terms(model: VAE, x: Tensor, num_samples: int, noise: torch.Genera
 
 
 def batches(split: Split, seed: int) -> Iterator[tuple[Tensor, torch.Generator]]:
-    """Batches of a split, each with a generator of its own: an example's draws do not depend on K."""
+    """Batches of a split, each with a generator of its own."""
     device = split.raw.device
     for index, rows in enumerate(torch.arange(len(split), device=device).split(EXAMPLES)):
         noise = generator(seed, "evaluate", index, device=device)
