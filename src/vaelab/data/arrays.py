@@ -43,12 +43,12 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     try:
         with path.open("rb") as file:
             start = file.read(6)
-        if start != b"\x93NUMPY" and start[:4] not in (b"PK\3\4", b"PK\5\6"):
-            raise ValueError("neither the .npy nor the .npz format; use numpy.save or numpy.savez")
-        opened = np.load(path, allow_pickle=False)
-        if isinstance(opened, np.ndarray):
-            return opened, None
-        with opened:
+            if start != b"\x93NUMPY" and start[:4] not in (b"PK\3\4", b"PK\5\6"):
+                raise ValueError("neither the .npy nor the .npz format; use numpy.save or numpy.savez")
+            file.seek(0)
+            opened = np.load(file, allow_pickle=False)
+            if isinstance(opened, np.ndarray):
+                return opened, None
             values = opened[_choose(opened.files, path)]
             return np.asarray(values), opened["y"] if "y" in opened.files else None
     except InputError:
@@ -69,7 +69,7 @@ def _choose(names: list[str], path: Path) -> str:
 
 
 def _as_examples(values: NDArray[Any], path: Path) -> NDArray[Any]:
-    """`[N, D]` or `[N, C, H, W]`, of numbers in the machine's byte order."""
+    """`[N, D]` or `[N, C, H, W]`, of numbers."""
     if values.dtype.kind not in "biuf":
         raise InputError(f"{path}: dtype {values.dtype} is no data type of examples; save integers or floats")
     if values.ndim not in (2, 3, 4):
@@ -79,7 +79,6 @@ def _as_examples(values: NDArray[Any], path: Path) -> NDArray[Any]:
         )
     if 0 in values.shape:
         raise InputError(f"{path}: empty, its shape is {list(values.shape)}; there must be at least one example")
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.ndim == 3:
         return values[:, None]
     if values.ndim == 4:

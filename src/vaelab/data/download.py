@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,31 +35,42 @@ def fetch(urls: Sequence[str], target: Path, decode: Callable[[bytes], bytes], t
     Raises:
         VaelabError: no mirror has the right file, or it cannot be written.
     """
-    import pooch
     import requests
-    from tqdm import tqdm
 
     failures: list[str] = []
     for url in urls:
-        buffer = io.BytesIO()
-        # disable=None: no bar where standard error is no terminal. pooch sets the total; before, it must not be 0.
-        with tqdm(desc=target.name, total=1, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            download = pooch.HTTPDownloader(progressbar=cast(Any, bar), chunk_size=1 << 16, timeout=timeout)
-            try:
-                download(url, buffer, None)
-                content = decode(buffer.getvalue())
-            except requests.RequestException as error:
-                response = error.response
-                failures.append(f"{url} ({type(error).__name__ if response is None else response.status_code})")
-                continue
-            except ValueError as error:
-                failures.append(f"{url} ({error})")
-                continue
-        write_whole(target, content)
-        return content
+        try:
+            content = decode(_get(url, target.name, timeout))
+        except requests.RequestException as error:
+            response = error.response
+            failures.append(f"{url} ({type(error).__name__ if response is None else response.status_code})")
+        except ValueError as error:
+            failures.append(f"{url} ({error})")
+        else:
+            write_whole(target, content)
+            return content
     raise VaelabError(
         f"cannot download {target.name} from {', '.join(failures)}; put it into {target.parent} by hand, or try later"
     )
+
+
+def _get(url: str, name: str, timeout: float) -> bytes:
+    """What a URL holds, with a progress bar under `name` where standard error is a terminal."""
+    import pooch
+    from tqdm import tqdm
+
+    buffer = io.BytesIO()
+    # pooch sets the bar's total later; until then it must not be 0.
+    with ExitStack() as opened, tqdm(desc=name, total=1, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+
+        def close_in_the_end(response: Any, *_: Any, **__: Any) -> None:  # pooch leaves it open after a failure
+            opened.callback(response.close)
+
+        download = pooch.HTTPDownloader(
+            progressbar=cast(Any, bar), chunk_size=1 << 16, timeout=timeout, hooks={"response": close_in_the_end}
+        )
+        download(url, buffer, None)
+    return buffer.getvalue()
 
 
 def write_whole(target: Path, content: bytes) -> None:
@@ -72,7 +84,7 @@ def write_whole(target: Path, content: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(content)
-            os.replace(temporary, target)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

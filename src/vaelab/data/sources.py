@@ -10,7 +10,7 @@ from vaelab.data import freyfaces, mnist
 from vaelab.data.arrays import load_array
 from vaelab.data.dataset import Dataset
 from vaelab.data.division import divide_randomly
-from vaelab.data.folder import SUFFIXES, load_folder
+from vaelab.data.folder import load_folder
 from vaelab.data.prepare import Examples, prepare
 from vaelab.errors import InputError
 
@@ -69,20 +69,18 @@ def load(config: DataConfig) -> Dataset:
 
 def sources() -> list[tuple[str, str, str]]:
     """What there is, for a listing: name, description and status."""
-    later = "downloaded on first use"
+    later = "to download"
     return [
-        ("digits", "1,797 grey digits, 8 x 8, 17 levels, labels 0-9 (scikit-learn)", "built in"),
-        (
-            "mnist",
-            "70,000 grey digits, 28 x 28, 256 levels, labels 0-9",
-            f"in {mnist.folder()}" if mnist.is_present() else later,
-        ),
-        (
-            "freyfaces",
-            "1,965 grey video frames of a face, 20 x 28, 256 levels",
-            f"in {freyfaces.file().parent}" if freyfaces.is_present() else later,
-        ),
-        ("FOLDER", f"your pictures ({', '.join(SUFFIXES)}) of any size: data.size=64", "your own"),
-        ("FILE.npy", "your array: vectors [N, D], pictures [N, H, W] or [N, C, H, W]", "your own"),
-        ("FILE.npz", "the same as array x, with integer labels y if you have them", "your own"),
+        ("digits", "1,797 grey digits, 8 x 8, 17 levels, labels", "built in"),
+        ("mnist", "70,000 grey digits, 28 x 28, 256 levels, labels", "found" if mnist.is_present() else later),
+        ("freyfaces", "1,965 frames of a face, 28 x 20, 256 levels", "found" if freyfaces.is_present() else later),
+        ("FOLDER", "your pictures, any format and size: data.size=64", "yours"),
+        ("FILE.npy", "your array [N, D], [N, H, W] or [N, C, H, W]", "yours"),
+        ("FILE.npz", "the same as array x; integer labels as y", "yours"),
     ]
+
+
+def located(source: str) -> str:
+    """A source that is a file or folder as an absolute path, so that a run finds it from anywhere; a name as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if source not in _NAMED and path.exists() else source
