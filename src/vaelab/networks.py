@@ -130,9 +130,8 @@ class Pyramid(Family):
         return Encoder(nn.Sequential(*layers, nn.Flatten(), dense, self.activation()), self.hidden)
 
     def decoder(self, latent_dim: int, output_shape: Shape) -> Decoder:
-        *leading, height, width = output_shape
         self._picture(output_shape[1:])
-        *larger, smallest = self._sizes(height, width)
+        *larger, smallest = self._sizes(*output_shape[-2:])
         shape = (self.channels[-1], *smallest)
         layers: list[nn.Module] = [
             nn.Linear(latent_dim, self.hidden),
@@ -141,19 +140,18 @@ class Pyramid(Family):
             self.activation(),
             nn.Unflatten(1, shape),
         ]
-        widths = (*reversed(self.channels), self.channels[0])
-        for ends, size in zip(pairwise(widths), reversed(larger), strict=True):
-            layers += [*self.up(*ends), Crop(*size), self.activation()]
-        layers.append(nn.Conv2d(self.channels[0], math.prod(leading), 3, padding=1, bias=False))
-        return Decoder(nn.Sequential(*layers), output_shape)
+        widths = (*reversed(self.channels), math.prod(output_shape[:-2]))
+        for stage, ends in enumerate(pairwise(widths), start=1):
+            layers += [*self.up(*ends, bias=stage < len(larger)), Crop(*larger[-stage]), self.activation()]
+        return Decoder(nn.Sequential(*layers[:-1]), output_shape)  # no activation at the end
 
     @abstractmethod
     def down(self, channels_in: int, channels_out: int) -> list[nn.Module]:
         """Layers that halve height and width (rounding up)."""
 
     @abstractmethod
-    def up(self, channels_in: int, channels_out: int) -> list[nn.Module]:
-        """Layers that double height and width."""
+    def up(self, channels_in: int, channels_out: int, bias: bool) -> list[nn.Module]:
+        """Layers that double height and width. The last ones need no bias, for `Decoder` adds one."""
 
     def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         sizes = [(height, width)]
@@ -196,8 +194,8 @@ class Convolutional(Pyramid):
     def down(self, channels_in: int, channels_out: int) -> list[nn.Module]:
         return [nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1), self.activation()]
 
-    def up(self, channels_in: int, channels_out: int) -> list[nn.Module]:
-        return [nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1)]
+    def up(self, channels_in: int, channels_out: int, bias: bool) -> list[nn.Module]:
+        return [nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1, bias=bias)]
 
 
 @register("network", "resnet")
@@ -223,8 +221,11 @@ class Residual(Pyramid):
     def down(self, channels_in: int, channels_out: int) -> list[nn.Module]:
         return [nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1), *self._blocks(channels_out)]
 
-    def up(self, channels_in: int, channels_out: int) -> list[nn.Module]:
-        return [*self._blocks(channels_in), nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1)]
+    def up(self, channels_in: int, channels_out: int, bias: bool) -> list[nn.Module]:
+        return [
+            *self._blocks(channels_in),
+            nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1, bias=bias),
+        ]
 
     def _blocks(self, channels: int) -> list[nn.Module]:
         return [ResidualBlock(channels, self.activation) for _ in range(self.blocks)]
