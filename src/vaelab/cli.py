@@ -65,8 +65,8 @@ def train(
     if as_json:
         _print_json(facts)
         return
-    print(f"{facts['recipe']} on {facts['data']}: {facts['epochs']} epochs in {facts['seconds']:.1f} s", end="")
-    print(f" ({facts['images_per_second']:,} images/s); kept the weights of epoch {facts['best_epoch']}")
+    print(f"{facts['epochs']} epochs, {facts['seconds']:.1f} s", end="")
+    print(f", {facts['images_per_second']:,} images/s; the weights of epoch {facts['best_epoch']} are kept")
     print(Evaluation(**facts["numbers"]))
     print(
         f"\nreport:   {run}/report.html\nevaluate: vaelab evaluate {run}\nsample:   vaelab sample {run} -o samples.png"

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -69,10 +69,14 @@ class Evaluation:
             value, error = getattr(self, name), getattr(self, f"{name}_stderr")
             error_bar = "" if error is None else f" ± {error:.3f}"
             lines.append(f"  {name:<22}" + ("-" if value is None else f"{value:10.3f}{error_bar}"))
-        for field in fields(self)[-6:]:
-            value = getattr(self, field.name)
-            if value is not None and field.name != "importance_samples":
-                lines.append(f"  {field.name:<22}" + (f"{value:10.4g}" if isinstance(value, float) else f"{value:10d}"))
+        for name in ("effective_sample_size", "bits_per_dim", "active_units", "latent_dim"):
+            value = getattr(self, name)
+            if value is not None:
+                lines.append(f"  {name:<22}{value:10.4g}")
+        if self.scale_at_floor:
+            lines.append(
+                f"  {self.scale_at_floor:.1%} of the learned scales rest on their floor (likelihood.scale_floor)"
+            )
         return "\n".join(lines)
 
 

@@ -11,8 +11,8 @@ QUIET_SECONDS = 10.0
 
 
 def describe(metrics: dict[str, float]) -> str:
-    """`elbo -98.12  rate 25.31  distortion 72.81`, nats per example."""
-    return "  ".join(f"{name} {metrics[name]:.2f}" for name in ("elbo", "rate", "distortion") if name in metrics)
+    """`elbo -98.12 rate 25.31 distortion 72.81`, nats per example."""
+    return " ".join(f"{name} {metrics[name]:.2f}" for name in ("elbo", "rate", "distortion") if name in metrics)
 
 
 class Reporter:
@@ -25,9 +25,9 @@ class Reporter:
         self.live = enabled and console.is_terminal
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=4),
             TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=console,
             disable=not self.live,
             refresh_per_second=5,
@@ -55,7 +55,7 @@ class Reporter:
 
     def epoch(self, epoch: int, done: int, metrics: dict[str, float], images_per_second: float) -> None:
         """An epoch is complete; `metrics` are of the validation set, or of training where there is none."""
-        text = f"{describe(metrics)}  {images_per_second:,.0f} img/s"
+        text = f"{describe(metrics)} {images_per_second:,.0f} img/s"
         if self.live:
             self.bar.update(self.task, completed=done, epoch=min(epoch + 1, self.epochs), text=text)
             return
