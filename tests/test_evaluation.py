@@ -18,7 +18,8 @@ from vaelab.data.spec import DataSpec
 from vaelab.errors import InputError
 from vaelab.evaluation import estimates, evaluate, importance_weighted_bounds
 from vaelab.evaluation.estimates import ImportanceWeights, Moments
-from vaelab.evaluation.likelihood import active_units, evaluate_model, examples_of
+from vaelab.evaluation.latents import active
+from vaelab.evaluation.likelihood import evaluate_model, examples_of
 from vaelab.model import VAE
 from vaelab.runs import Run
 
@@ -130,7 +131,7 @@ def test_active_units() -> None:
     means = torch.zeros(1000, 3)
     means[:, 0] = torch.linspace(-1, 1, 1000)
     means[:, 1] = torch.linspace(-0.1, 0.1, 1000)  # variance 0.0033
-    assert active_units(means) == 1
+    assert active(means).tolist() == [True, False, False]
 
 
 def test_a_deterministic_posterior_has_nulls_and_no_number_without_meaning() -> None:

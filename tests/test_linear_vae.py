@@ -11,7 +11,8 @@ from sklearn.decomposition import PCA as SklearnPCA
 
 import vaelab
 from vaelab.data import Split
-from vaelab.evaluation.likelihood import active_units, evaluate_model
+from vaelab.evaluation.latents import active
+from vaelab.evaluation.likelihood import evaluate_model
 from vaelab.noise import generator
 from vaelab.objectives import ELBO
 
@@ -81,10 +82,10 @@ def test_rate_and_distortion_are_reverse_water_filling() -> None:
     assert terms.rate.mean().item() == pytest.approx(rate, abs=1e-9)
     squared = (model.decode(terms.z).mean - terms.x).square().sum(-1)
     assert squared.mean().item() == pytest.approx(distortion, abs=2e-3)
-    # Latent i is active where λ_i > σ². Its posterior mean varies by 1 − σ²/λ_i, and `active_units` asks for 0.01.
+    # Latent i is active where λ_i > σ². Its posterior mean varies by 1 − σ²/λ_i, and `active` asks for 0.01.
     means = model.encode(terms.x).mean.detach()
     assert int((means.var(0) > 1e-9).sum()) == int((spectrum > level).sum()) == 30
-    assert active_units(means) == int((1 - level / spectrum[:q] > 0.01).sum()) == 29
+    assert int(active(means).sum()) == int((1 - level / spectrum[:q] > 0.01).sum()) == 29
 
 
 @pytest.mark.parametrize("beta", [0.5, 2.0, 4.0])

@@ -22,7 +22,7 @@ from typing import Any
 import tomli_w
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vaelab import config as configuration
@@ -56,10 +56,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a whole safetensors file, or nothing."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        try:
-            save_file(plain, temporary)
-        except SafetensorError as error:  # its own type for a full disk
-            raise OSError(f"{path}: {error}") from None
+        # Not save_file: it makes files that only their owner can read, and has an error type of its own for the disk.
+        temporary.write_bytes(save(plain))
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ class Dataset:
     Attributes:
         spec: what one example is, as a model sees it: binarized data are binary.
         splits: `train` always, `validation` and `test` where they exist.
+        levels: how many values the source's integers can take, whatever was made of them; None if it holds real ones.
         label_names: the name of label 0, 1, …, where there are names.
         fingerprint: SHA-256 over the stored values, their type and shape, the labels and the division. A run that
             finds another fingerprint was given other data.
@@ -105,6 +106,7 @@ class Dataset:
 
     spec: DataSpec
     splits: dict[str, Split]
+    levels: int | None
     label_names: tuple[str, ...] | None
     fingerprint: str
 

@@ -68,7 +68,7 @@ def prepare(examples: Examples, config: DataConfig) -> Dataset:
             splits = {name: _binarize(split, name, config) for name, split in splits.items()}
         kind = "binary"
     spec = DataSpec(tuple(examples.raw.shape[1:]), kind, {"binary": 2, "levels": levels, "real": None}[kind])
-    return Dataset(spec, splits, examples.label_names, _fingerprint(splits))
+    return Dataset(spec, splits, levels, examples.label_names, _fingerprint(splits))
 
 
 def _take(values: Tensor, part: slice | Tensor) -> Tensor:

@@ -80,7 +80,8 @@ def sources() -> list[tuple[str, str, str]]:
     ]
 
 
-def located(source: str) -> str:
-    """A source that is a file or folder as an absolute path, so that a run finds it from anywhere; a name as it is."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if source not in _NAMED and path.exists() else source
+def settled(config: DataConfig, dataset: Dataset) -> DataConfig:
+    """The configuration that reads these data again from anywhere: an absolute path, the levels that were found."""
+    path = Path(config.source).expanduser()
+    source = str(path.resolve()) if config.source not in _NAMED and path.exists() else config.source
+    return config.model_copy(update={"source": source, "levels": dataset.levels})

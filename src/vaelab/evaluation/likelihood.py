@@ -13,11 +13,11 @@ from vaelab import data as datasets
 from vaelab.data import Split
 from vaelab.errors import InputError
 from vaelab.evaluation.estimates import PerExample, batches, chunks_of_terms, estimate
+from vaelab.evaluation.latents import active
 from vaelab.model import VAE
 from vaelab.runs import Run, load
 
 DRAWS = 64
-ACTIVE = 0.01
 
 
 @dataclass(frozen=True)
@@ -148,15 +148,10 @@ def evaluate_model(model: VAE, examples: Split, importance_samples: int, *, spli
         importance_samples=importance_samples,
         effective_sample_size=float(torch.cat(sizes).mean()) if sizes else None,
         bits_per_dim=_bits_per_dim(model, log_px),
-        active_units=active_units(torch.cat(means)) if sizes else None,
+        active_units=int(active(torch.cat(means)).sum()) if sizes else None,
         latent_dim=model.latent_dim,
         scale_at_floor=float(torch.stack(floors).mean()) if floors else None,
     )
-
-
-def active_units(means: Tensor) -> int:
-    """Number of latents whose posterior mean [N, D] varies over the examples by more than 0.01."""
-    return int((means.double().var(0, correction=0) > ACTIVE).sum())
 
 
 @torch.no_grad()

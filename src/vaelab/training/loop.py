@@ -103,8 +103,7 @@ def _begin(recipe_name: str, overrides: Mapping[str, Any], out: str | os.PathLik
     if out is not None:
         refuse_existing(Path(out))
     dataset = datasets.load(config.data)
-    data = config.data.model_copy(update={"source": datasets.located(config.data.source)})
-    config = replace(settle(config, dataset.spec), data=data)
+    config = replace(settle(config, dataset.spec), data=datasets.settled(config.data, dataset))
     job = _job(config, dataset)
     path = Path(out) if out is not None else free_name(recipe_name, config.data.source)
     about: dict[str, Any] = {

@@ -1,0 +1,118 @@
+"""The latents of examples."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vaelab import data as datasets
+from vaelab import pictures
+from vaelab.config import DataConfig, section
+from vaelab.data import Dataset, Split
+from vaelab.errors import InputError
+from vaelab.evaluation.likelihood import examples_of
+from vaelab.generation.common import Out, RunPath, describe, numpy_fields, posteriors, write_arrays
+from vaelab.posteriors import DiagonalGaussian
+from vaelab.runs import Run, load, replacing
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """q(z|x) of N examples.
+
+    Attributes:
+        mean: [N, D].
+        scale: standard deviation, [N, D]; None where the posterior has none (an autoencoder).
+        labels: [N] int64; None where the data have none.
+    """
+
+    mean: Tensor
+    scale: Tensor | None
+    labels: Tensor | None
+
+
+@torch.no_grad()
+def encode(
+    run: RunPath, *, data: str | os.PathLike[str] | None = None, split: str | None = None, out: Out = None
+) -> Encoding:
+    """Posterior mean and standard deviation of every example of a source, in the order of the source.
+
+    What the run does to its data is done to these too (`binarize`, `values`, the `size` of a folder's pictures).
+    Integers count levels as the run's do, and grey pictures serve a run of color pictures. Dynamic binarization is
+    drawn once, from `data.seed`.
+
+    Args:
+        run: a run folder.
+        data: the source; the run's own unless told.
+        split: only this part of the run's own data, in its order.
+        out: the file to write: .npz (arrays `mean`, `scale`, `labels`, the last two where they exist), or .csv (a line
+            an example: mean_0, ..., scale_0, ..., label).
+
+    Raises:
+        InputError: data that cannot be read or are of another shape or kind than the run's, or a file that cannot be
+            written.
+    """
+    run = Run.open(run)
+    file = None if out is None else pictures.output_path(out, ".npz", ".csv")
+    if data is not None and split is not None:
+        raise InputError(f"split={split}: only the run's own data are divided; leave out split, or data")
+    model = load(run)
+    if split is None:
+        examples = _every_example(run, run.config.data.source if data is None else os.fspath(data))
+    else:
+        examples = examples_of(run, split)
+    found = list(posteriors(model, examples))
+    scales = [q.scale for q in found if isinstance(q, DiagonalGaussian)]
+    encoding = Encoding(torch.cat([q.mean for q in found]), torch.cat(scales) if scales else None, examples.labels)
+    if file is not None:
+        save = _write_table if file.suffix.lower() == ".csv" else write_arrays
+        save(file, numpy_fields(encoding))
+    return encoding
+
+
+# -- a source, as the run sees it ----------------------------------------------------------------------------------
+
+
+def _every_example(run: Run, source: str) -> Split:
+    dataset = _undivided(run, source)
+    examples, wanted, found = dataset["train"].fixed(run.config.data.seed), run.spec, dataset.spec
+    if wanted.shape[0] == 3 and found.shape == (1, *wanted.shape[1:]):
+        examples = replace(examples, raw=examples.raw.expand(-1, *wanted.shape))
+        found = replace(found, shape=wanted.shape)
+    if found != wanted:
+        raise InputError(f"{source}: holds {describe(found)}; {run} was trained on {describe(wanted)}")
+    return examples
+
+
+def _undivided(run: Run, source: str) -> Dataset:
+    """All examples as one split `train`, in the order of the source."""
+    keys = run.config.data.model_dump() | {"source": source, "validation": 0, "test": 0}
+    if not Path(source).expanduser().is_dir():
+        keys["size"] = None
+    config = section("data", keys)
+    assert isinstance(config, DataConfig)
+    try:
+        return datasets.load(config)
+    except InputError:
+        # Integers count as levels of the run's data. Real values, or higher levels, are read as what they are.
+        if config.levels is None:
+            raise
+        return datasets.load(config.model_copy(update={"levels": None}))
+
+
+def _write_table(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """One line an example. Nine digits give a float32 back exactly."""
+    header: list[str] = []
+    formats: list[str] = []
+    for name, array in arrays.items():
+        header += ["label"] if name == "labels" else [f"{name}_{latent}" for latent in range(array.shape[1])]
+        formats += ["%d"] if name == "labels" else ["%.9g"] * array.shape[1]
+    columns = np.column_stack([array.astype(np.float64) for array in arrays.values()])
+    with replacing(file) as temporary:
+        np.savetxt(temporary, columns, formats, delimiter=",", header=",".join(header), comments="")

@@ -1,0 +1,269 @@
+"""Ways through latent space: between examples, and along single latents."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vaelab import pictures
+from vaelab.errors import InputError
+from vaelab.evaluation.latents import latents as measure
+from vaelab.evaluation.likelihood import examples_of
+from vaelab.generation.common import Out, RunPath, check_least, count, output_file, posteriors, show, shown, write
+from vaelab.generation.geometry import PATHS
+from vaelab.noise import generator
+from vaelab.runs import Run, load
+
+MOST_ACTIVE = 10
+SECONDS = 0.12  # a frame
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolation:
+    """P paths of S steps between the posterior means of two examples each.
+
+    Attributes:
+        x, z: along the paths, [P, S, *event] and [P, S, D].
+        original: the examples at both ends, [P, 2, *event].
+        index: their positions in the split, [P, 2] int64.
+    """
+
+    x: Tensor
+    z: Tensor
+    original: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Traversal:
+    """M latents, each moved in S steps while all others stay.
+
+    Attributes:
+        x, z: [M, S, *event] and [M, S, D].
+        latents: which ones, [M] int64.
+        values: the steps from −span to +span, in standard deviations, [S].
+        kl: KL(q(z|x) ‖ p(z)) of each, mean over the split in nats, [M] float64; None where there is no closed form.
+        original: the example whose posterior mean the others stay at, [*event].
+        index: its position in the split, a scalar int64.
+    """
+
+    x: Tensor
+    z: Tensor
+    latents: Tensor
+    values: Tensor
+    kl: Tensor | None
+    original: Tensor
+    index: Tensor
+
+
+# -- interpolation -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def interpolate(
+    run: RunPath,
+    *,
+    split: str = "test",
+    pairs: int = 4,
+    steps: int = 11,
+    path: str = "linear",
+    out: Out = None,
+    draw: bool = False,
+    seed: int = 0,
+) -> Interpolation:
+    """Paths in latent space between the posterior means of two held-out examples. A GIF goes there and back.
+
+    Args:
+        run: a run folder.
+        split: which part of the run's data.
+        pairs: how many pairs of examples; no example comes twice.
+        steps: points on a path, both ends included.
+        path: "linear", or "spherical" (see `vaelab.generation.geometry`).
+        out: the file to write.
+        draw: draws from p(x|z) instead of its means.
+        seed: chooses the examples.
+
+    Raises:
+        InputError: an argument out of its range, no such split, a run or data that cannot be read, or a file that
+            cannot be written.
+    """
+    check_least("pairs", pairs, 1)
+    check_least("steps", steps, 2)
+    if path not in PATHS:
+        raise InputError(f"path={path}: must be {' or '.join(PATHS)}")
+    run = Run.open(run)
+    file = output_file(run, out)
+    model = load(run)
+    examples = examples_of(run, split)
+    if 2 * pairs > len(examples):
+        raise InputError(f"pairs={pairs}: at most {len(examples) // 2}, for {split} has {len(examples)} examples")
+    noise = generator(seed, "interpolate")
+    index = torch.randperm(len(examples), generator=noise)[: 2 * pairs]
+    ends = torch.cat([q.mean for q in posteriors(model, examples, index)]).unflatten(0, (pairs, 2))
+    z = PATHS[path](ends[:, :1], ends[:, 1:], torch.linspace(0, 1, steps)[:, None])
+    original = examples.batch(index).unflatten(0, (pairs, 2))
+    made = Interpolation(show(model, z, draw, noise), z, original, index.view(pairs, 2))
+    caption = (
+        f"{count(pairs, f'{path} path')} between the means of q(z|x) of two {split} examples: "
+        f"{shown(draw)}, seed {seed}"
+    )
+    return write(
+        file,
+        made,
+        run.spec,
+        draw,
+        sheet=lambda made: _interpolation_sheet(made, caption),
+        frames=lambda made: _interpolation_frames(made, caption),
+        seconds=SECONDS,
+    )
+
+
+def _interpolation_sheet(made: Interpolation, caption: str) -> Image.Image:
+    """A path a row, between its two originals."""
+    number, steps = made.x.shape[:2]
+    if made.x.ndim != 5:
+        names = [f"path {i + 1}" for i in range(number)]
+        return pictures.heatmap(
+            made.x.flatten(0, 1), f"{caption}. Each path goes from top to bottom.", row_labels=names
+        )
+    heads = ["original", *(f"{step / (steps - 1):.2g}" for step in range(steps)), "original"]
+    return pictures.grid(_between_originals(made).flatten(0, 1), steps + 2, caption=caption, labels=heads)
+
+
+def _interpolation_frames(made: Interpolation, caption: str) -> list[Image.Image]:
+    """There and back: in each row the moving picture between its two originals."""
+    x, text = pictures.clamp(_between_originals(made), caption)
+    steps = made.x.shape[1]
+    sheets: list[Image.Image] = []
+    for step in range(steps):
+        heads = ["original", f"{step / (steps - 1):.2f}", "original"]
+        sheets.append(pictures.grid(x[:, [0, step + 1, -1]].flatten(0, 1), 3, caption=text, labels=heads))
+    return sheets + sheets[-2:0:-1]
+
+
+def _between_originals(made: Interpolation) -> Tensor:
+    """[P, S + 2, *event]."""
+    return torch.cat((made.original[:, :1], made.x, made.original[:, 1:]), dim=1)
+
+
+# -- traversal -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def traverse(
+    run: RunPath,
+    *,
+    latents: Sequence[int] | None = None,
+    span: float = 3.0,
+    steps: int = 11,
+    split: str = "test",
+    out: Out = None,
+    draw: bool = False,
+    seed: int = 0,
+) -> Traversal:
+    """Move one latent at a time; hold the others at the posterior mean of one held-out example.
+
+    Args:
+        run: a run folder.
+        latents: which ones. Default: the ten of the largest KL(q(z|x) ‖ p(z)), averaged over the split; without a
+            closed form of it, the ten whose posterior means vary most.
+        span: from −span to +span standard deviations of the prior. An autoencoder was not trained to match one: there,
+            in standard deviations of the latent over the split, around its mean.
+        steps: points on the way, both ends included.
+        split: which part of the run's data.
+        out: the file to write.
+        draw: draws from p(x|z) instead of its means.
+        seed: chooses the example.
+
+    Raises:
+        InputError: an argument out of its range, no such split, a run or data that cannot be read, or a file that
+            cannot be written.
+    """
+    check_least("steps", steps, 2)
+    if not (math.isfinite(span) and span > 0):
+        raise InputError(f"span={span}: must be a number above 0")
+    run = Run.open(run)
+    file = output_file(run, out)
+    model = load(run)
+    examples = examples_of(run, split)
+    means, kl = measure(model, examples)
+    variances = means.double().var(0, correction=0)
+    chosen = _choose(latents, variances if kl is None else kl)
+    noise = generator(seed, "traverse")
+    index = torch.randint(len(examples), (), generator=noise)
+    values = torch.linspace(-span, span, steps)
+    z = means[index].repeat(len(chosen), steps, 1)
+    for row, latent in enumerate(chosen):
+        if model.posterior.has_density:
+            z[row, :, latent] = values
+        else:
+            z[row, :, latent] = means[:, latent].mean() + values * variances[latent].sqrt()
+    made = Traversal(
+        x=show(model, z, draw, noise),
+        z=z,
+        latents=torch.tensor(chosen),
+        values=values,
+        kl=None if kl is None else kl[chosen],
+        original=examples.batch(index[None])[0],
+        index=index,
+    )
+    of = "of the prior" if model.posterior.has_density else f"of its values over the {split} examples"
+    caption = (
+        f"{'One latent' if len(chosen) == 1 else f'{len(chosen)} latents, one'} at a time from −{span:g} to +{span:g} "
+        f"standard deviations {of}, the others at the mean of q(z|x) of {split} example {int(index)}: {shown(draw)}"
+        + (f", seed {seed}" if draw else "")
+    )
+    return write(
+        file,
+        made,
+        run.spec,
+        draw,
+        sheet=lambda made: _traversal_sheet(made, caption),
+        frames=lambda made: _traversal_frames(made, caption),
+        seconds=SECONDS,
+    )
+
+
+def _choose(latents: Sequence[int] | None, activity: Tensor) -> list[int]:
+    """Those that were asked for, checked; else the most active ones."""
+    if latents is None:
+        return activity.argsort(descending=True, stable=True)[:MOST_ACTIVE].tolist()
+    wrong = [latent for latent in latents if not 0 <= latent < len(activity)]
+    if wrong or not latents:
+        asked = ",".join(map(str, wrong))
+        raise InputError(
+            f"latents={asked}: the run's {count(len(activity), 'latent')} count from 0 to {len(activity) - 1}"
+        )
+    return list(latents)
+
+
+def _traversal_sheet(made: Traversal, caption: str) -> Image.Image:
+    """A latent a row."""
+    names = [f"z{latent}" for latent in made.latents.tolist()]
+    if made.kl is not None:
+        names = [f"{name} (KL {nats:.1f} nats)" for name, nats in zip(names, made.kl.tolist(), strict=True)]
+    x = made.x.flatten(0, 1)
+    if made.x.ndim != 5:
+        return pictures.heatmap(
+            x, f"{caption}. Each latent moves from the top of its block to the bottom.", row_labels=names
+        )
+    heads = [_signed(value) for value in made.values.tolist()]
+    return pictures.grid(x, len(heads), caption=caption, row_labels=names, labels=heads)
+
+
+def _traversal_frames(made: Traversal, caption: str) -> list[Image.Image]:
+    """There and back, all latents at once: a picture each."""
+    x, text = pictures.clamp(made.x, caption)
+    names = [f"z{latent}" for latent in made.latents.tolist()]
+    sheets = [
+        pictures.grid(x[:, step], min(5, len(names)), caption=f"now at {_signed(value)}\n{text}", labels=names)
+        for step, value in enumerate(made.values.tolist())
+    ]
+    return sheets + sheets[-2:0:-1]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0"
