@@ -131,9 +131,9 @@ def register(group: str, name: str) -> Callable[[Constructor], Constructor]:
     """
 
     def decorate(constructor: Constructor) -> Constructor:
-        parameters = inspect.signature(constructor).parameters.values()
-        function: Any = getattr(constructor, "__init__") if inspect.isclass(constructor) else constructor  # noqa: B009
-        hints = typing.get_type_hints(function, include_extras=True)
+        target: Any = constructor
+        parameters = inspect.signature(target).parameters.values()
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
         keys: dict[str, Any] = {
             p.name: (hints[p.name], ... if p.default is p.empty else p.default)
             for p in parameters

@@ -1,0 +1,428 @@
+"""What a finished run shows of itself: report.html, README.md (the model card), samples.png, reconstructions.png.
+
+The report is one file without network: figures are inline SVG (`vaelab.plots`), pictures are data URIs, words are in
+`templates/`. All numbers come from the validation examples (from training examples where there are no others, and
+then it says so); the test examples are left alone.
+"""
+
+import json
+import math
+import platform
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+from torch import Tensor
+
+from vaelab import pictures, plots
+from vaelab.data import Dataset, DataSpec, Split
+from vaelab.evaluation import Evaluation
+from vaelab.evaluation.latents import ACTIVE, active, latents
+from vaelab.evaluation.likelihood import evaluate_model
+from vaelab.model import VAE
+from vaelab.noise import generator
+from vaelab.priors import StandardNormal
+from vaelab.runs import Run, load, write_text
+from vaelab.training.loop import AUTO_STEPS, FRAME_EXAMPLES
+
+EXAMPLES = 2_000
+IMPORTANCE_SAMPLES = 100
+SHEET_NUMBERS = 1_500_000  # numbers in a sheet of samples or reconstructions, at most
+SPRITE_BYTES = 3_000_000  # of an animation before compression, at most
+OVERFIT_EPOCHS = 0.8  # over-fitting is worth a word if the best epoch is among the first 80 %, and the last is worse
+OVERFIT_NATS, OVERFIT_SHARE = 0.1, 0.001  # by 0.1 nats and by a thousandth of the loss
+FEW_SAMPLES = 2.0  # effective importance samples, below which one draw decides the estimate
+
+
+def publish(run: Run, dataset: Dataset, frames: list[Tensor]) -> None:
+    """Write the pictures, the model card, the numbers and the report of a run, each file whole or not at all.
+
+    Args:
+        run: a run folder with weights and metrics.
+        dataset: its data, on any device; the test split is not read.
+        frames: what was kept for the animation, one tensor uint8 [n + 8, C, H, W] a kept epoch: reconstructions of
+            the first n ≤ 8 validation examples, then 8 samples. May be empty.
+    """
+    found = _find(run, dataset)
+    x, x_hat = _reconstructed(found)
+    samples = _sampled(found)
+    facts = _facts(found, frames) | {
+        "samples_image": plots.data_uri(_sheet(samples)),
+        "reconstructions_image": plots.data_uri(pictures.pairs(x, x_hat)),
+    }
+    page, card = _render("report.html.j2", facts), _render("card.md.j2", facts)
+    pictures.save(_sheet(samples, "Samples: the mean of p(x|z) for z from the prior"), run.path / "samples.png")
+    caption = f"Reconstructions of {plots.SPLITS[found.split]} examples: the mean of p(x|z) at the posterior mean of z"
+    pictures.save(pictures.pairs(x, x_hat, caption=caption), run.path / "reconstructions.png")
+    write_text(run.path / "numbers.json", json.dumps(_finite(found.evaluation.to_dict()), indent=1) + "\n")
+    write_text(run.path / "README.md", card)
+    write_text(run.path / "report.html", page)
+
+
+# -- what is found out about the run -------------------------------------------------------------------------------
+
+
+@dataclass
+class Findings:
+    """A run, and what was computed for its report.
+
+    Attributes:
+        split: the name of the split that `examples` are the first of.
+        total: how many examples that split has.
+        means: posterior means [N, D] of the examples.
+        kl: mean KL of each latent [D] in nats; None without a closed form.
+        active: which latents are active [D] bool.
+    """
+
+    run: Run
+    model: VAE
+    lines: list[dict[str, Any]]
+    dataset: Dataset
+    examples: Split
+    split: str
+    total: int
+    evaluation: Evaluation
+    means: Tensor
+    kl: Tensor | None
+    active: Tensor
+
+
+def _find(run: Run, dataset: Dataset) -> Findings:
+    split = "validation" if "validation" in dataset.splits else "train"
+    whole = dataset[split]
+    examples = whole.head(EXAMPLES).fixed(run.config.data.seed)
+    model = load(run).to(examples.raw.device)
+    means, kl = latents(model, examples)
+    return Findings(
+        run=run,
+        model=model,
+        lines=run.metrics(),
+        dataset=dataset,
+        examples=examples,
+        split=split,
+        total=len(whole),
+        evaluation=evaluate_model(model, examples, IMPORTANCE_SAMPLES, split=split),
+        means=means,
+        kl=kl,
+        active=active(means),
+    )
+
+
+def cautions(found: Findings) -> list[str]:
+    """What a reader of the numbers must know first, as plain sentences; empty where all is well."""
+    run, e, lines = found.run, found.evaluation, found.lines
+    said: list[str] = []
+    planned = _planned_epochs(run)
+    if not lines:
+        said.append("Training stopped before its first epoch was complete. The weights are hardly trained.")
+    elif len(lines) < planned:
+        said.append(
+            f"Training stopped after {len(lines)} of {planned} epochs. This goes on: vaelab train --resume --out {run}"
+        )
+    if not math.isfinite(e.distortion):
+        return [*said, "The numbers are not finite: training has diverged. Lower training.learning_rate."]
+    if found.split == "train":
+        said.append(
+            "There are no validation examples. All numbers are of training examples; those of new examples are worse."
+        )
+    said += _overfitting(found)
+    if e.active_units == 0:
+        said.append(
+            "Posterior collapse: no latent is active, so the decoder makes the same of every example. "
+            "Train longer, or give the rate less weight (objective.beta)."
+        )
+    if e.scale_at_floor:
+        said.append(
+            f"{100 * e.scale_at_floor:.2g} % of the learned scales rest on their floor. Where values never vary, "
+            "the log-likelihood then says more about likelihood.scale_floor than about the model."
+        )
+    if e.effective_sample_size is not None and e.effective_sample_size < FEW_SAMPLES:
+        said.append(
+            f"Of {e.importance_samples} importance samples, {e.effective_sample_size:.1f} carry the estimate of "
+            "log p(x) (effective sample size). Its true value is probably higher; more samples come closer."
+        )
+    return said
+
+
+def _planned_epochs(run: Run) -> int:
+    training = run.config.training
+    if training.epochs != "auto":
+        return training.epochs
+    return max(10, -(-AUTO_STEPS // max(1, run.about["examples"]["train"] // training.batch_size)))
+
+
+def _overfitting(found: Findings) -> list[str]:
+    best, epochs = found.run.best(), len(found.lines)
+    if not best or not best["validation"] or best["epoch"] >= OVERFIT_EPOCHS * epochs:
+        return []
+    last = found.lines[-1]
+    lost = last["validation"]["loss"] - best["validation"]["loss"]
+    if not lost > max(OVERFIT_NATS, OVERFIT_SHARE * abs(best["validation"]["loss"])):
+        return []
+    said = (
+        f"The validation loss was lowest after epoch {best['epoch']} of {epochs}, and {rounded(lost)} nats higher at "
+        f"the end. The weights of epoch {best['epoch']} were kept."
+    )
+    if last["train"]["loss"] < best["train"]["loss"]:
+        return [f"{said} The training loss went on falling: over-fitting. More data or a smaller network would help."]
+    return [f"{said} The training loss rose too: training is unstable. Lower training.learning_rate."]
+
+
+# -- what the templates are given ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number with its standard error, if it has one."""
+
+    key: str
+    title: str
+    value: float
+    error: float | None
+    unit: str
+
+
+def numbers(evaluation: Evaluation, dims: int) -> dict[str, Number]:
+    """The numbers that have a meaning for the model, by their names in `Evaluation`."""
+    e, nats = evaluation, "nats per example"
+    bits_error = None if e.log_px_stderr is None else e.log_px_stderr / (math.log(2) * dims)
+    rows: list[tuple[str, str, float | None, float | None, str]] = [
+        ("log_px", "Log-likelihood log p(x)", e.log_px, e.log_px_stderr, nats),
+        ("elbo", "ELBO", e.elbo, e.elbo_stderr, nats),
+        ("rate", "Rate", e.rate, e.rate_stderr, nats),
+        ("distortion", "Distortion", e.distortion, e.distortion_stderr, nats),
+        ("bits_per_dim", "Bits per dimension", e.bits_per_dim, bits_error, "bits"),
+        ("active_units", "Active latents", e.active_units, None, f"of {e.latent_dim}"),
+    ]
+    return {key: Number(key, title, value, error, unit) for key, title, value, error, unit in rows if value is not None}
+
+
+def _facts(found: Findings, frames: list[Tensor]) -> dict[str, Any]:
+    run, spec, model = found.run, found.run.spec, found.model
+    return {
+        "title": f"{_stem(run.config.recipe)} on {_stem(run.config.data.source)}",
+        "data": describe(spec),
+        "is_picture": spec.is_picture,
+        "levels": spec.levels,
+        "raw_bits": math.log2(spec.levels) if spec.levels else None,
+        "dims": spec.dims,
+        "examples": run.about["examples"],
+        "split": plots.SPLITS[found.split],
+        "n": len(found.examples),
+        "total": found.total,
+        "has_density": model.posterior.has_density,
+        "discrete": model.likelihood.discrete,
+        "latent_dim": model.latent_dim,
+        "numbers": numbers(found.evaluation, spec.dims),
+        "importance_samples": IMPORTANCE_SAMPLES,
+        "effective_sample_size": found.evaluation.effective_sample_size,
+        "active_threshold": ACTIVE,
+        "cautions": cautions(found),
+        "epochs": len(found.lines),
+        "best_epoch": _best_epoch(found),
+        "duration": duration(found.lines[-1]["seconds"] if found.lines else 0.0),
+        "curves": _curves(found),
+        "animation": _animation(found, frames),
+        "latent_map": _latent_map(found),
+        "kl_bars": _kl_bars(found),
+        "command": run.about["command"],
+        "evaluate_command": f"vaelab evaluate {shlex.quote(str(run))}" if "test" in found.dataset.splits else None,
+        "python_code": f"import vaelab\nmodel = vaelab.load({str(run)!r})\nx = model.sample(16)",
+        "made": _made(found),
+        "configuration": _configuration(run),
+        "vaelab": run.about["vaelab"],
+    }
+
+
+def _best_epoch(found: Findings) -> int | None:
+    """The epoch whose weights validation chose; None without validation."""
+    best = found.run.best()
+    return best["epoch"] if best and best["validation"] else None
+
+
+def _curves(found: Findings) -> list[dict[str, Any]]:
+    if not found.lines:
+        return []
+    titles = {"elbo": "ELBO", "rate": "Rate", "distortion": "Distortion", "bound": "Importance-weighted bound"}
+    last, best = found.lines[-1], _best_epoch(found)
+    return [
+        {
+            "metric": metric,
+            "title": title,
+            "drawing": plots.curve(found.lines, metric, title, best),
+            "ends": {word: last[part][metric] for part, word in plots.SPLITS.items() if last[part]},
+        }
+        for metric, title in titles.items()
+        if metric in last["train"]
+    ]
+
+
+def _latent_map(found: Findings) -> dict[str, Any] | None:
+    if not found.means.isfinite().all():
+        return None
+    labels = None if found.examples.labels is None else found.examples.labels.cpu()
+    groups = plots.label_groups(labels, found.dataset.label_names)
+    prior = found.model.posterior.has_density and isinstance(found.model.prior, StandardNormal)
+    return {
+        "drawing": plots.latent_map(found.means, groups, prior),
+        "grouped": bool(groups),
+        "too_many_labels": plots.MAX_LABELS if labels is not None and not groups else None,
+        "prior": prior,
+    }
+
+
+def _kl_bars(found: Findings) -> dict[str, Any] | None:
+    if found.kl is None or not found.kl.isfinite().all():
+        return None
+    return {
+        "drawing": plots.kl_bars(found.kl, found.active),
+        "sum": float(found.kl.sum()),
+        "largest": float(found.kl.max()),
+        "active": int(found.active.sum()),
+        "shown": min(len(found.kl), plots.MAX_BARS),
+    }
+
+
+def _made(found: Findings) -> list[tuple[str, str]]:
+    run = found.run
+    about, data, training = run.about, run.config.data, run.config.training
+    best = run.best()
+    kept = f"epoch {best['epoch']}" if best else "the last"
+    return [
+        ("data", f"{data.source}: {describe(run.spec)}"),
+        ("binarization", data.binarize),
+        ("examples", ", ".join(f"{size:,} {plots.SPLITS.get(name, name)}" for name, size in about["examples"].items())),
+        ("fingerprint of the data", about["fingerprint"][:16]),
+        ("epochs", f"{len(found.lines)}; weights kept: {kept}"),
+        ("parameters", f"{sum(p.numel() for p in found.model.parameters()):,}"),
+        ("seeds", f"training {training.seed}, data {data.seed}"),
+        ("duration", duration(found.lines[-1]["seconds"] if found.lines else 0.0)),
+        ("begun", about["created"]),
+        ("versions", f"vaelab {about['vaelab']}, torch {about['torch']}, Python {platform.python_version()}"),
+    ]
+
+
+def _configuration(run: Run) -> list[tuple[str, str]]:
+    """Every key of the configuration by its dotted path."""
+    rows = [("recipe", run.config.recipe)]
+    for group, keys in run.config.to_dict().items():
+        if isinstance(keys, Mapping):
+            rows += [(f"{group}.{key}", _plain(value)) for key, value in keys.items()]
+    return rows
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _sampled(found: Findings) -> Tensor:
+    """Means of p(x|z) at draws of z from the prior."""
+    noise = generator("report", device=found.examples.raw.device)
+    return found.model.sample(_sheet_size(found.run.spec, 64), generator=noise).cpu()
+
+
+def _reconstructed(found: Findings) -> tuple[Tensor, Tensor]:
+    """The first examples, and the means of p(x|z) at their posterior means."""
+    x = found.examples.head(_sheet_size(found.run.spec, 32) // 2).batch()
+    return x.cpu(), found.model.reconstruct(x).cpu()
+
+
+def _sheet(x: Tensor, caption: str | None = None) -> Image.Image:
+    return pictures.grid(x, caption=caption) if x.ndim == 4 else pictures.heatmap(x, caption)
+
+
+def _sheet_size(spec: DataSpec, most: int) -> int:
+    """How many examples a sheet shows: a multiple of 8, at least 8, fewer where they are large."""
+    return max(8, min(most, SHEET_NUMBERS // spec.dims) // 8 * 8)
+
+
+def _animation(found: Findings, frames: list[Tensor]) -> dict[str, Any] | None:
+    """The originals, and strips of their reconstructions and of samples: one row a frame."""
+    if not frames:
+        return None
+    split = found.dataset[found.split].head(len(frames[0]) - FRAME_EXAMPLES)
+    originals = split.batch(None, generator("frames", device=split.raw.device)).cpu()  # as training took them
+    small = [plots.to_tile(frame) for frame in frames]
+    every = -(-len(small) * small[0].numel() // SPRITE_BYTES)
+    kept = range(len(frames))[::-every][::-1]  # the last frame always
+    epochs = plots.frame_epochs(len(frames), len(found.lines))
+    rows = torch.stack([small[index] for index in kept])
+    first = plots.to_tile((originals.clamp(0, 1) * 255).round().to(torch.uint8))[None]
+    strips = {"Originals": first, "Reconstructions": rows[:, : len(split)], "Samples": rows[:, len(split) :]}
+    return {
+        "epochs": [epochs[index] for index in kept],
+        "strips": [plots.strip(title, strip, FRAME_EXAMPLES) for title, strip in strips.items()],
+    }
+
+
+# -- words ---------------------------------------------------------------------------------------------------------
+
+
+def describe(spec: DataSpec) -> str:
+    """What an example is, in words: "grey pictures of 8 × 8 pixels with 17 levels"."""
+    values = {"binary": "values 0 or 1", "levels": f"{spec.levels} levels", "real": "real values"}[spec.kind]
+    if spec.is_picture:
+        channels, height, width = spec.shape
+        return f"{'grey' if channels == 1 else 'color'} pictures of {height} × {width} pixels with {values}"
+    return f"vectors of {' × '.join(map(str, spec.shape))} numbers with {values}"
+
+
+def duration(seconds: float) -> str:
+    """For example 12.3 s, 4 min 05 s, 2 h 03 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f}\u00a0s"
+    minutes, rest = divmod(round(seconds), 60)
+    words = f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return words.replace(" ", "\u00a0")
+
+
+def rounded(value: float, error: float | None = None) -> str:
+    """−1,234.57: to two digits of its error, or to two decimals, with a true minus sign."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return "not finite"
+    decimals = min(6, max(0, 1 - math.floor(math.log10(error)))) if error and math.isfinite(error) else 2
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def markdown(text: str) -> str:
+    """Text in one line that Markdown and HTML leave as it is."""
+    line = re.sub(r"[^\S\u00a0]+", " ", text).strip()
+    return re.sub(r"([\\`*_{}\[\]<>#|&!])", r"\\\1", line)
+
+
+def count(number: int, noun: str) -> str:
+    """For example 1 epoch, 1,400 epochs."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN and no infinity: they become null."""
+    finite = {key: value for key, value in values.items() if not isinstance(value, float) or math.isfinite(value)}
+    return {key: finite.get(key) for key in values}
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem or name
+
+
+def _render(template: str, facts: Mapping[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("vaelab"),
+        autoescape=template.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=not template.endswith(".html.j2"),
+        lstrip_blocks=True,
+    )
+    environment.filters.update(rounded=rounded, markdown=markdown, count=count)  # type: ignore[arg-type]
+    return environment.get_template(template).render(facts)

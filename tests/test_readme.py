@@ -1,0 +1,321 @@
+"""The README and its companions: every command and snippet runs, every link leads somewhere, every table is current."""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from packaging.requirements import Requirement
+from PIL import Image
+from safetensors import safe_open
+
+import vaelab
+from vaelab import cli, recipes
+from vaelab.config import parse_override, resolve
+from vaelab.data import mnist
+from vaelab.runs import Run
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# What is made quicker before a command or snippet of the documents is run, and nothing else. A key is a regular
+# expression. `test_each_substitution_is_needed` fails on one that changes nothing.
+SUBSTITUTIONS = {
+    r"^vaelab train(?!.*--epochs)(.*)": r"vaelab train\1 --epochs 1",
+    r"--epochs \d\d+": "--epochs 1",
+    r"--data mnist\b": "--data mnist training.batch_size=5000",
+    r"--importance-samples 500": "--importance-samples 5",
+    r"data=\"digits\"\)": 'data="digits", epochs=1)',
+    r"^python reference/vae.py": f"python {(ROOT / 'reference' / 'vae.py').as_posix()} --epochs 1",
+}
+
+
+def quicker(text: str) -> str:
+    """A command or snippet after the substitutions."""
+    for pattern, replacement in SUBSTITUTIONS.items():
+        text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+    return text
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document."""
+
+    file: Path
+    language: str
+    text: str
+
+
+def blocks(*languages: str) -> Iterator[Block]:
+    """The fenced blocks of all documents in these languages."""
+    fenced = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+    for file in DOCUMENTS:
+        for found in fenced.finditer(file.read_text(encoding="utf-8")):
+            if found["language"] in languages:
+                yield Block(file, found["language"], textwrap.dedent(found["text"]))
+
+
+def commands(file: Path) -> list[str]:
+    """The shell commands of a document, in order; those of one line that are joined by && come apart."""
+    lines = [line for block in blocks("bash") if block.file == file for line in block.text.splitlines()]
+    code = [re.sub(r"\s+#.*", "", line).strip() for line in lines]
+    return [command.strip() for line in code if line for command in line.split("&&")]
+
+
+ALL_COMMANDS = [command for file in DOCUMENTS for command in commands(file)]
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    fences = sum(len(re.findall(r"^ *```", file.read_text(encoding="utf-8"), re.MULTILINE)) for file in DOCUMENTS)
+    assert fences == 2 * len(list(blocks("bash", "python", "math")))
+    assert {command.split()[0] for command in ALL_COMMANDS} <= {
+        "pip", "vaelab", "pytest", "python", "ruff", "pyright"
+    }  # fmt: skip
+
+
+def test_each_substitution_is_needed() -> None:
+    everything = [*ALL_COMMANDS, *(block.text for block in blocks("python"))]
+    for pattern in SUBSTITUTIONS:
+        assert any(re.search(pattern, text, re.MULTILINE) for text in everything), pattern
+
+
+# -- commands ------------------------------------------------------------------------------------------------------
+
+
+def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Carry out a command of the documents in the current folder."""
+    program, *words = shlex.split(quicker(command))
+    if program == "python":
+        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+        return
+    assert program == "vaelab"
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 0, command
+    if "-o" in words:
+        check_output(Path(words[words.index("-o") + 1]))
+
+
+def check_output(file: Path) -> None:
+    """The file can be read, and what it holds varies."""
+    if file.suffix == ".npz":
+        with np.load(file) as arrays:
+            assert {name: arrays[name].shape for name in arrays.files} == {
+                "mean": (1797, 50), "scale": (1797, 50), "labels": (1797,)
+            }  # fmt: skip
+        return
+    with Image.open(file) as picture:
+        low, high = picture.convert("L").getextrema()
+        assert high - low > 100
+        assert (getattr(picture, "n_frames", 1) > 1) == (file.suffix == ".gif")
+
+
+def make_own_data() -> None:
+    """What the README calls my-pictures and my-array.npy."""
+    noise = np.random.default_rng(0)
+    Path("my-pictures").mkdir()
+    for number in range(20):
+        pixels = noise.integers(0, 256, (60 + number, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(Path("my-pictures", f"{number}.jpg"))
+    np.save("my-array.npy", noise.standard_normal((40, 6)))
+
+
+def test_the_readme_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_own_data()
+    steps = [c for c in commands(ROOT / "README.md") if c.split()[0] in ("vaelab", "python") and "mnist" not in c]
+    snippets = [block.text for block in blocks("python") if block.file.name == "README.md"]
+    assert steps[0] == "vaelab train" and len(snippets) == 1
+    run_command(steps[0], monkeypatch)
+    assert (tmp_path / "runs" / "vae-digits-1" / "report.html").is_file()
+    namespace: dict[str, Any] = {}
+    exec(quicker(snippets[0]), namespace)
+    pictures = namespace["pictures"]
+    assert pictures.shape == (16, 1, 8, 8) and 0 <= pictures.min() < pictures.max() <= 1
+    for command in steps[1:]:
+        run_command(command, monkeypatch)
+    assert Run.open("runs/conv-vae-my-pictures-1").spec.shape == (3, 64, 64)
+    assert Run.open("runs/vae-my-array-1").spec.kind == "real"
+    trained = sum(command.startswith("vaelab train") for command in steps) + 1
+    assert len(list(Path("runs").glob("*/model.safetensors"))) == trained
+
+
+def test_mnist_commands_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not mnist.is_present():
+        pytest.skip("MNIST is not in $VAELAB_DATA/mnist")
+    found = [command for command in ALL_COMMANDS if "mnist" in command]
+    assert found
+    for command in found:
+        run_command(command, monkeypatch)
+    assert Run.open("runs/vae-mnist-1").spec.kind == "binary"
+
+
+def test_a_part_is_added_as_contributing_says(tmp_path: Path) -> None:
+    (snippet,) = [block.text for block in blocks("python") if block.file.name == "CONTRIBUTING.md"]
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"`vaelab (train objective.name=free-bits [^`]*)`", text)
+    argv = ["vaelab", *words.split(), "--epochs", "1", "--out", "run"]
+    (tmp_path / "part.py").write_text(
+        f"import sys\n{snippet}\nsys.argv = {argv}\nfrom vaelab.cli import main\nmain()\n"
+    )
+    subprocess.run([sys.executable, "part.py"], check=True, capture_output=True)
+    # Read as plain text: the part is registered in the other process only.
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert config["objective"] == {"name": "free-bits", "free_nats": 0.2}
+    train = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["train"]
+    least = 0.2 * config["model"]["latent_dim"]
+    assert train["loss"] - train["distortion"] >= max(least, train["rate"]) - 1e-3
+
+
+# -- what the documents say ----------------------------------------------------------------------------------------
+
+
+def requirements(file: str) -> list[Requirement]:
+    """The lines of a requirements file that name a package."""
+    lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+def test_pins_lie_within_the_ranges_of_pyproject() -> None:
+    for command in ALL_COMMANDS:
+        if command.startswith("pip"):
+            assert command.split()[:3] == ["pip", "install", "-r"] and (ROOT / command.split()[3]).is_file()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = {one.name: one.specifier for one in map(Requirement, project["dependencies"])}
+    pins = {one.name: one.specifier for one in requirements("requirements.txt")}
+    assert pins.keys() == ranges.keys()
+    for name, pin in pins.items():
+        (only,) = pin
+        assert only.operator == "==" and ranges[name].contains(only.version), name
+    assert "-e ." in (ROOT / "requirements.txt").read_text().splitlines()
+    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
+    tools = {one.name for one in requirements("requirements-dev.txt")}
+    assert {command.split()[0] for command in ALL_COMMANDS} - {"pip", "vaelab", "python"} <= tools
+
+
+def test_set_up_is_one_line_each() -> None:
+    lines = README.splitlines()
+    assert lines.count("pip install -r requirements.txt && vaelab train") == 1
+    assert lines.count("pip install -r requirements-dev.txt && pytest") == 1
+
+
+@pytest.mark.parametrize("file", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda file: file.name)
+def test_links_and_pictures_exist(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"", text)
+    local = [one or other for one, other in targets if not (one or other).startswith(("http://", "https://"))]
+    assert local or file.name != "README.md"
+    for target in local:
+        assert (file.parent / target.partition("#")[0]).exists(), target
+    for name in re.findall(r"`((?:src|tests|docs|reference|examples)/[\w./-]*)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_pictures_are_small() -> None:
+    files = list((ROOT / "docs" / "images").iterdir())
+    assert {file.name for file in files} == set(re.findall(r"docs/images/([\w.-]+)", README))
+    assert sum(file.stat().st_size for file in files) < 400_000
+
+
+def script(name: str) -> ModuleType:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def table(head: str) -> list[str]:
+    """The lines of a table of the README whose first line begins with `head`."""
+    lines = README.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith(head))
+    end = next(number for number in range(first, len(lines)) if not lines[number].startswith("|"))
+    return lines[first:end]
+
+
+def test_the_recipe_table_is_what_the_recipes_say() -> None:
+    lines = table("| Recipe |")
+    assert [line.split("`")[1] for line in lines[2:]] == recipes.names()
+    assert lines == script("tables").recipe_table()
+
+
+def test_the_commands_of_recipes_compose(capsys: pytest.CaptureFixture[str]) -> None:
+    for recipe in map(recipes.load, recipes.names()):
+        words = shlex.split(recipe.command)
+        assert words[:3] == ["vaelab", "train", recipe.name]
+        resolve(recipe.name, recipe.tables, dict(parse_override(word) for word in words[3:] if "=" in word))
+
+
+def test_the_table_of_expectations_has_the_rows_that_are_measured() -> None:
+    tables = script("tables")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table("| Change |")[2:]]
+    assert {change: keys.strip("`") for change, keys, *_ in rows} == tables.EXPECT
+    for keys in tables.EXPECT.values():
+        resolve("vae", recipes.load("vae").tables, dict(parse_override(word) for word in keys.split()))
+    for _, _, elbo, log_px, rate, distortion, _ in rows:
+        values = [float(cell.split(" ± ")[0].replace("−", "-")) for cell in (elbo, log_px, rate, distortion)]
+        assert values[0] < values[1]
+        assert abs(values[0] + values[2] + values[3]) < 0.16  # ELBO = −(rate + distortion), three rounded numbers
+
+
+def test_versions_agree() -> None:
+    assert f"version: {vaelab.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert vaelab.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_page_on_run_folders_names_all_that_is_there(digits_run: Run) -> None:
+    text = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
+    files = re.findall(r"^\| (`[^|]*) \|", text.partition("## metrics.jsonl")[0], re.MULTILINE)
+    assert set(re.findall(r"`([\w./]+?)/?`", " ".join(files))) == {path.name for path in digits_run.path.iterdir()}
+    keys = re.findall(r"^\| (`[^|]*) \|", text.partition("| Key of `[about]` |")[2].partition("\n## ")[0], re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(keys))) == set(digits_run.about)
+    with safe_open(digits_run.path / "model.safetensors", "pt") as weights:
+        names = set(weights.keys())
+    assert {"decoder.bias", "posterior.head.weight", "encoder.layers.1.weight", "decoder.layers.0.weight"} <= names
+    for line in digits_run.metrics():
+        for key in [*line, *line["train"]]:
+            assert f"`{key}`" in text
+
+
+# -- pictures of the README ----------------------------------------------------------------------------------------
+
+
+def test_figures_are_drawn_from_a_run_and_the_same_each_time(digits_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = script("figures")
+    for out in ("one", "two"):
+        words = ["--run", str(digits_run), "--map", str(digits_run), "--out", out]
+        monkeypatch.setattr(sys, "argv", ["figures.py", *words])
+        figures.main()
+    drawn = sorted(path.name for path in Path("one").iterdir())
+    assert drawn == sorted(set(re.findall(r"docs/images/([\w.-]+)", README)))
+    for name in drawn:
+        assert Path("one", name).read_bytes() == Path("two", name).read_bytes(), name
+
+
+def test_the_opening_picture_shows_test_digits_above_their_reconstructions(digits_run: Run) -> None:
+    figures = script("figures")
+    shown = figures.look(digits_run, digits_run)
+    found = vaelab.reconstruct(digits_run, figures.ROWS * figures.COLUMNS // 2, split="test")
+    sheet = figures.tiled(shown.pairs)
+    for row, column in ((0, 0), (2, 3)):
+        for below, pictures in enumerate((found.original, found.x)):
+            top, left = 9 * (2 * row + below), 9 * column
+            cell = sheet[:, top : top + 8, left : left + 8]
+            assert torch.equal(cell, pictures[row * figures.COLUMNS + column])
+    encoding = vaelab.encode(digits_run, split="test")
+    assert torch.equal(shown.latents, encoding.mean[: figures.MAP_EXAMPLES])
