@@ -41,7 +41,7 @@ class Theme:
     decoder: str
     prior: str
 
-    def style(self) -> dict[str, Any]:
+    def style(self) -> dict[Any, Any]:
         """Matplotlib's settings: the ground stays transparent, so the page shows through."""
         ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
         return {
@@ -248,7 +248,7 @@ def tiled(pictures: Tensor, gap: int = 1) -> Tensor:
     return whole[:, :-gap, :-gap]
 
 
-def mixed(color: str, ink: str, share: float = 0.25) -> Any:
+def mixed(color: Any, ink: Any, share: float = 0.25) -> Any:
     """A color moved toward the ink, so that it stands out from the page."""
     return (1 - share) * np.array(to_rgb(color)) + share * np.array(to_rgb(ink))
 

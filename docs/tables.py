@@ -6,6 +6,7 @@ python docs/tables.py expect       trains 24 models on digits (minutes) and eval
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,7 +48,7 @@ def expect_table() -> list[str]:
         shown = f"`{keys}`" if keys else ""
         lines.append(f"| {change} | {shown} | {' | '.join(cells)} | {active} of {found[0].latent_dim} |")
         errors += [one.elbo_stderr for one in found if one.elbo_stderr is not None]
-        print(lines[-1], flush=True)
+        print(change, file=sys.stderr, flush=True)
     return [*lines, f"\nStandard error of an ELBO over the test pictures: {min(errors):.2f} to {max(errors):.2f} nats."]
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import vaelab
-from vaelab import data, plots, report
+from vaelab import data, film, plots, report
 from vaelab.config import DataConfig
 from vaelab.data import Dataset, DataSpec, Split
 from vaelab.runs import Run, load, write_tensors
@@ -383,7 +383,7 @@ def tiles(image: np.ndarray, columns: int, rows: int, repeat: int) -> np.ndarray
     """[rows, columns, H, W] of a sprite: a frame of one pixel around each tile, pixels repeated."""
     height, width = image.shape[0] // rows, image.shape[1] // columns
     split = image.reshape(rows, height, columns, width).transpose(0, 2, 1, 3)
-    return split[:, :, 1:-1:repeat, 1:-1:repeat]
+    return split[:, :, 1:-1:repeat, 1:-1:repeat].copy()
 
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic"])
@@ -419,7 +419,7 @@ def test_frames_know_their_epochs(most: int) -> None:
 
 
 def test_frames_of_a_real_run_know_their_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "MAX_FRAMES", 4)
+    monkeypatch.setattr(film, "MOST", 4)
     run = quick(tmp_path / "run", **{"training.epochs": 9})
     counters = json.loads((run.path / "checkpoint" / "latest.json").read_text())["counters"]
     figure = next(e for e in page_of(run).all("figure") if "data-epochs" in e.attributes)

@@ -57,6 +57,9 @@ class ModelConfig(Section):
     latent_dim: PositiveInt = 20
 
 
+AUTO_STEPS = 1_500
+
+
 class TrainingConfig(Section):
     """How a model is fitted. `epochs = "auto"` takes as many as 1,500 steps need, and at least 10."""
 
@@ -71,6 +74,14 @@ class TrainingConfig(Section):
     device: str = "auto"
     threads: PositiveInt | Literal["auto"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Whole batches in so many training examples; one smaller batch where they do not fill one."""
+        return max(1, examples // self.batch_size)
+
+    def planned_epochs(self, examples: int) -> int:
+        """How many epochs training takes, with `auto` worked out for so many training examples."""
+        return max(10, -(-AUTO_STEPS // self.steps_per_epoch(examples))) if self.epochs == "auto" else self.epochs
 
 
 FIXED: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, "training": TrainingConfig}

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from vaelab import pictures, plots
+from vaelab import film, pictures, plots
 from vaelab.data import Dataset, DataSpec, Split
 from vaelab.evaluation import Evaluation
 from vaelab.evaluation.latents import ACTIVE, active, latents
@@ -29,7 +29,6 @@ from vaelab.model import VAE
 from vaelab.noise import generator
 from vaelab.priors import StandardNormal
 from vaelab.runs import Run, load, write_text
-from vaelab.training.loop import AUTO_STEPS, FRAME_EXAMPLES
 
 EXAMPLES = 2_000
 IMPORTANCE_SAMPLES = 100
@@ -118,7 +117,7 @@ def cautions(found: Findings) -> list[str]:
     """What a reader of the numbers must know first, as plain sentences; empty where all is well."""
     run, e, lines = found.run, found.evaluation, found.lines
     said: list[str] = []
-    planned = _planned_epochs(run)
+    planned = run.config.training.planned_epochs(run.about["examples"]["train"])
     if not lines:
         said.append("Training stopped before its first epoch was complete. The weights are hardly trained.")
     elif len(lines) < planned:
@@ -148,13 +147,6 @@ def cautions(found: Findings) -> list[str]:
             "log p(x) (effective sample size). Its true value is probably higher; more samples come closer."
         )
     return said
-
-
-def _planned_epochs(run: Run) -> int:
-    training = run.config.training
-    if training.epochs != "auto":
-        return training.epochs
-    return max(10, -(-AUTO_STEPS // max(1, run.about["examples"]["train"] // training.batch_size)))
 
 
 def _overfitting(found: Findings) -> list[str]:
@@ -345,7 +337,7 @@ def _animation(found: Findings, frames: list[Tensor]) -> dict[str, Any] | None:
     """The originals, and strips of their reconstructions and of samples: one row a frame."""
     if not frames:
         return None
-    split = found.dataset[found.split].head(len(frames[0]) - FRAME_EXAMPLES)
+    split = found.dataset[found.split].head(len(frames[0]) - film.EXAMPLES)
     originals = split.batch(None, generator("frames", device=split.raw.device)).cpu()  # as training took them
     small = [plots.to_tile(frame) for frame in frames]
     every = -(-len(small) * small[0].numel() // SPRITE_BYTES)
@@ -356,7 +348,7 @@ def _animation(found: Findings, frames: list[Tensor]) -> dict[str, Any] | None:
     strips = {"Originals": first, "Reconstructions": rows[:, : len(split)], "Samples": rows[:, len(split) :]}
     return {
         "epochs": [epochs[index] for index in kept],
-        "strips": [plots.strip(title, strip, FRAME_EXAMPLES) for title, strip in strips.items()],
+        "strips": [plots.strip(title, strip, film.EXAMPLES) for title, strip in strips.items()],
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaelab import __version__, recipes
+from vaelab import __version__, film, recipes
 from vaelab import data as datasets
 from vaelab.composition import compose, compose_objective, settle
 from vaelab.config import Config, TrainingConfig, resolve
@@ -32,11 +32,8 @@ from vaelab.training.progress import Reporter
 from vaelab.training.schedule import learning_rate
 from vaelab.training.state import State
 
-AUTO_STEPS = 1_500
 CHECKPOINT_SECONDS = 15.0
 EVALUATION_ROWS = 1_000
-MAX_FRAMES = 40
-FRAME_EXAMPLES = 8
 
 
 def train(
@@ -134,8 +131,7 @@ def _continue(out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
 def _job(config: Config, dataset: Dataset) -> Job:
     training = config.training
     device = _device(training.device)
-    steps_per_epoch = max(1, len(dataset["train"]) // training.batch_size)
-    epochs = training.epochs if training.epochs != "auto" else max(10, -(-AUTO_STEPS // steps_per_epoch))
+    examples = len(dataset["train"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(training.seed, "weights"))
         model = compose(config, dataset.spec)
@@ -146,7 +142,7 @@ def _job(config: Config, dataset: Dataset) -> Job:
     optimizer = torch.optim.Adam(parameters, lr=training.learning_rate, eps=training.adam_epsilon, fused=True)
     state = State(model, objective, optimizer)
     resident = replace(dataset, splits={name: split.to(device) for name, split in dataset.splits.items()})
-    return Job(resident, state, device, epochs, steps_per_epoch)
+    return Job(resident, state, device, training.planned_epochs(examples), training.steps_per_epoch(examples))
 
 
 def start_at_data(model: VAE, split: Split) -> None:
@@ -273,18 +269,12 @@ def measure(model: VAE, objective: Objective, split: Split, seed: int) -> dict[s
 
 
 def _take_frame(job: Job) -> None:
-    """Reconstructions of fixed examples and samples at fixed latents: one frame of the report's animation."""
+    """A frame of the report's animation, if examples are pictures and it is time for one."""
     state, counters = job.state, job.state.counters
     if len(state.model.event_shape) != 3 or counters.epoch % counters.frame_stride:
         return
-    split = job.dataset.splits.get("validation", job.dataset["train"]).head(FRAME_EXAMPLES)
-    noise = generator("frames", device=job.device)
-    state.model.eval()
-    pictures = torch.cat(
-        [state.model.reconstruct(split.batch(None, noise)), state.model.sample(FRAME_EXAMPLES, generator=noise)]
-    )
-    state.frames.append((pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
-    if len(state.frames) == MAX_FRAMES:  # keep every second, and take them half as often from here on
+    state.frames.append(film.frame(state.model, job.dataset.splits.get("validation", job.dataset["train"])))
+    if len(state.frames) == film.MOST:  # keep every second, and take them half as often from here on
         state.frames = state.frames[1::2]
         counters.frame_stride *= 2
 

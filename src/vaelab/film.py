@@ -1,0 +1,21 @@
+"""The film of a training: the same examples and the same latents, seen through the model after its epochs."""
+
+import torch
+from torch import Tensor
+
+from vaelab.data import Split
+from vaelab.model import VAE
+from vaelab.noise import generator
+
+EXAMPLES = 8
+MOST = 40
+
+
+@torch.no_grad()
+def frame(model: VAE, split: Split) -> Tensor:
+    """Reconstructions of the first n ≤ 8 examples, then samples at 8 fixed latents: uint8 [n + 8, C, H, W]."""
+    noise = generator("frames", device=split.raw.device)
+    model.eval()
+    reconstructions = model.reconstruct(split.head(EXAMPLES).batch(None, noise))
+    pictures = torch.cat([reconstructions, model.sample(EXAMPLES, generator=noise)])
+    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
