@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,9 +76,9 @@ def test_train_names_runs_by_recipe_source_and_number(run_cli: Cli, tmp_path: Pa
 
 def test_a_run_records_the_command_that_makes_it_again(run_cli: Cli, tmp_path: Path) -> None:
     run_cli("train", "vae", *QUICK, "--seed", "3", "network.hidden=8,4", "--out", "first")
-    command = Run.open(tmp_path / "first").about["command"].split()
+    command = shlex.split(Run.open(tmp_path / "first").about["command"])
     assert command[:3] == ["vaelab", "train", "vae"]
-    words = [word.strip("'") for word in " ".join(command[3:]).replace("[8, 4]", "[8,4]").split()]
+    words = command[3:]
     words[words.index("first")] = "second"
     assert run_cli("train", "vae", *words).code == 0
     first, second = (Run.open(tmp_path / name) for name in ("first", "second"))
@@ -126,7 +127,7 @@ def test_every_command_has_help_with_an_example(run_cli: Cli, command: str) -> N
         (["train", "--data", "mnits"], ["mnits", "mnist"]),
         (["train", "model.latent_dim=0"], ["model.latent_dim=0", "greater than 0"]),
         (["train", "model.latent_dims=3"], ["did you mean model.latent_dim?"]),
-        (["train", "vae", "conv-vae"], ["conv-vae: not KEY=VALUE"]),
+        (["train", "vae", "conv-vae"], ["vae and conv-vae: give one recipe"]),
         (["train", "--epochs", "many"], ["--epochs", "valid integer"]),
         (["train", "--epochs", "0"], ["training.epochs=0"]),
         (["train", "likelihood.name=gaussian"], ["GaussianLikelihood", "levels", "data.values=real"]),
@@ -138,6 +139,12 @@ def test_every_command_has_help_with_an_example(run_cli: Cli, command: str) -> N
         (["evaluate", "nowhere"], ["nowhere: no such run folder"]),
         (["sample", "nowhere"], ["nowhere: no such run folder"]),
         (["recipes", "vea"], ["unknown recipe vea"]),
+        (["train", "--out", "/dev/null/run"], ["/dev/null/run", "choose another --out"]),
+        (["train", "training.threads=100000"], ["training.threads=100000", "256"]),
+        (["train", "model.latent_dim=true"], ["model.latent_dim=True", "valid integer"]),
+        (["train", "network.name=conv", "network.channels=[]"], ["network.channels=[]", "at least 1 item"]),
+        (["train", "data.source="], ["data.source=", "at least 1 character"]),
+        (["train", "model=3"], ["model: a group, not a key"]),
         (["--frobnicate"], ["--frobnicate"]),
     ],
 )
@@ -232,6 +239,26 @@ def test_broken_run_folders_are_refused(run_cli: Cli, digits_run: Run, tmp_path:
     run_cli("evaluate", folder).failed("incomplete run")
     (folder / "config.toml").unlink()
     run_cli("evaluate", folder).failed("not a run folder")
+
+
+def test_a_recipe_file_that_is_no_recipe_is_named(run_cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    for content in (b"\xff\xfe\x00", b"recipe = 3", b"model = 3", b"[model]\nlatent_dim = 0"):
+        path.write_bytes(content)
+        run_cli("train", path).failed("mi" if content != b"[model]\nlatent_dim = 0" else "model.latent_dim=0")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_running_out_of_memory_is_one_line(run_cli: Cli, tmp_path: Path) -> None:
+    result = run_cli("train", "model.latent_dim=2000000000", "network.hidden=2000000000", "--out", "run")
+    assert result.code == 1
+    assert result.err.startswith("vaelab: out of memory") and result.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_bare_command_shows_help(run_cli: Cli) -> None:
+    result = run_cli()
+    assert result.code == 0 and "Commands:" in result.out
 
 
 def test_pictures_with_a_wrong_ending_are_refused(run_cli: Cli, digits_run: Run, tmp_path: Path) -> None:

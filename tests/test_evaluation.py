@@ -105,6 +105,21 @@ def test_the_first_k_draws_make_log_px_and_more_make_the_elbo(trained: tuple[VAE
     assert one.elbo == pytest.approx((log_px - divergence).mean().item(), abs=5 * one.elbo_monte_carlo)
 
 
+def test_a_single_draw_states_no_error(trained: tuple[VAE, Split, Tensor, Tensor]) -> None:
+    model, examples, _, _ = trained
+    assert evaluate_model(model, examples, 1, split="test").log_px_monte_carlo is None
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(trained: tuple[VAE, Split, Tensor, Tensor]) -> None:
+    _, examples, _, _ = trained
+    model = compose(
+        resolve("nan", {}, {"model.latent_dim": 2, "likelihood.name": "bernoulli"}), DataSpec((1, 8, 8), "binary", 2)
+    )
+    model.decoder.bias.data.fill_(float("nan"))  # type: ignore[union-attr,operator]
+    found = evaluate_model(model, examples, 2, split="test")
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["elbo"] is None
+
+
 def test_limit_takes_the_first_examples_and_their_numbers(digits_run: Run) -> None:
     """Batches of 250 do not divide 333: the remainder counts, with its own weight."""
     model, examples = vaelab.load(digits_run), examples_of(digits_run, "train")

@@ -668,3 +668,13 @@ def test_changed_data_are_refused(runs: dict[str, Run], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the data have changed"):
         generation.reconstruct(tmp_path / "run")
     generation.sample(tmp_path / "run")  # needs no data
+
+
+@pytest.mark.parametrize("binarize", ["static", "dynamic", "threshold"])
+def test_held_out_pictures_are_encoded_as_they_are_evaluated(tmp_path: Path, binarize: str) -> None:
+    """A picture's binary draw belongs to the picture: it does not change with the division."""
+    run = make_run(tmp_path / "run", SMALL | {"data.binarize": binarize})
+    held_out = generation.encode(run, split="test")
+    every = generation.encode(run)
+    distances = torch.cdist(held_out.mean, every.mean, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1).values
+    assert distances.max() < 1e-4

@@ -485,6 +485,7 @@ def check_page(page: Element) -> None:
             alt = element["alt"] if element.tag == "img" else element["aria-label"]
             assert len(alt) > 10 and "{" not in alt and "None" not in alt
     for svg in page.all("svg"):
+        assert not list(svg.all("style", "metadata", "script"))  # a style in a drawing would hold for the whole page
         assert svg.parent is not None and svg.parent.attributes.get("role") == "img"
     ids = [e["id"] for e in page.all() if "id" in e.attributes]
     assert len(ids) == len(set(ids))
@@ -590,9 +591,11 @@ def contrast(a: float, b: float) -> float:
 
 
 def test_matplotlib_is_left_as_it_was(run: Run) -> None:
+    """Reports were made before this, and one drawing is made here."""
     before = dict(mpl.rcParams)
     plots.curve(run.metrics(), "elbo", "ELBO", 1)
     assert dict(mpl.rcParams) == before
+    assert before["text.color"] != plots.INK
 
 
 def test_drawings_stay_small() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import vaelab
 from vaelab.config import TrainingConfig
 from vaelab.data import load as load_data
-from vaelab.errors import InputError
+from vaelab.errors import InputError, VaelabError
 from vaelab.runs import Run
 from vaelab.training import Interrupted, loop
 from vaelab.training.interrupt import StopRequest
@@ -228,7 +228,6 @@ def test_the_start_is_the_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda run: run.joinpath("checkpoint", "latest.json").unlink(), "nothing to resume"),
         (lambda run: run.joinpath("checkpoint", "latest.json").write_text("{"), "damaged"),
         (lambda run: next(run.joinpath("checkpoint").glob("*.safetensors")).write_bytes(b"x" * 99), "damaged"),
         (lambda run: next(run.joinpath("checkpoint").glob("*.safetensors")).unlink(), "damaged"),
@@ -240,6 +239,51 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, change: Any, says: str)
     with pytest.raises(InputError, match=says) as caught:
         vaelab.train(out=tmp_path / "run", resume=True, progress=False)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    whole, died = train(tmp_path / "whole", epochs=2), train(tmp_path / "died", epochs=2)
+    for path in sorted(died.path.rglob("*"), reverse=True):
+        if path.name not in ("config.toml", "checkpoint"):
+            path.unlink()
+    (died.path / "checkpoint").rmdir()
+    vaelab.train(out=died, resume=True, progress=False)
+    expected, found = (load_file(run.path / "model.safetensors") for run in (whole, died))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_lost_metrics_are_noticed(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", epochs=2)
+    (run.path / "metrics.jsonl").write_text('{"epoch": 1, "st')
+    with pytest.raises(InputError, match="metrics.jsonl: damaged"):
+        vaelab.train(out=run, resume=True, progress=False)
+    (run.path / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match="fewer lines than the checkpoint has epochs"):
+        vaelab.train(out=run, resume=True, progress=False)
+
+
+def test_divergence_in_the_first_epoch_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(VaelabError, match=r"diverged in its first epoch; lower training\.learning_rate") as caught:
+        train(tmp_path / "run", overrides={**SMALL, "training.learning_rate": 1e6})
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_later_keeps_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(tmp_path / "whole", epochs=2, overrides={**SMALL, "training.schedule": "constant"})
+    step, calls = loop._step, 0  # pyright: ignore[reportPrivateUsage]
+
+    def breaking(state: Any, x: torch.Tensor, *more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return step(state, x * float("nan") if calls == 30 else x, *more)
+
+    monkeypatch.setattr(loop, "_step", breaking)
+    with pytest.raises(VaelabError, match="diverged in epoch 3; .* keeps the weights of epoch 2"):
+        train(tmp_path / "run", epochs=4, overrides={**SMALL, "training.schedule": "constant"})
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert Run.open(tmp_path / "run").metrics()[-1]["validation"] == whole.metrics()[-1]["validation"]
 
 
 def test_resume_takes_nothing_but_the_folder(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from vaelab import __version__
-from vaelab.errors import VaelabError
+from vaelab.errors import InputError, VaelabError
 
 app = typer.Typer(
     name="vaelab",
@@ -55,9 +55,11 @@ def train(
     from vaelab.evaluation import Evaluation
     from vaelab.training import train as run_training
 
-    given = list(words or [])
-    recipe = given.pop(0) if given and "=" not in given[0] else None
-    overrides = dict(parse_override(word) for word in given)
+    given = words or []
+    recipe, *more = [word for word in given if "=" not in word] or [None]
+    if more:
+        raise InputError(f"{recipe} and {more[0]}: give one recipe; all else is KEY=VALUE, like model.latent_dim=10")
+    overrides = dict(parse_override(word) for word in given if "=" in word)
     run = run_training(
         recipe, data=data, epochs=epochs, seed=seed, out=out, resume=resume, overrides=overrides, progress=True
     )
@@ -232,6 +234,8 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -244,8 +248,12 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (OSError, MemoryError) as error:
-        _fail(f"{error or 'out of memory'}", 1)
+    except OSError as error:
+        _fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+            raise
+        _fail("out of memory: choose a smaller model, training.batch_size or objective.num_samples", 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -254,7 +262,8 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _command() -> str:
-    return next((f"{word} " for word in sys.argv[1:2] if not word.startswith("-")), "")
+    known = {one.callback.__name__ for one in app.registered_commands if one.callback}
+    return next((f"{word} " for word in sys.argv[1:2] if word in known), "")
 
 
 def _print_json(value: Any) -> None:

@@ -8,6 +8,7 @@ the saved run follow it. This module does not import torch.
 
 import inspect
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from vaelab.errors import InputError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(strict=True, gt=0, le=2**31 - 1)]
+NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -47,7 +49,7 @@ class DataConfig(Section):
     levels: Annotated[int, Field(ge=2, le=65536)] | None = None
     validation: Fraction | None = None
     test: Fraction | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
 
 
 class ModelConfig(Section):
@@ -67,13 +69,13 @@ class TrainingConfig(Section):
     batch_size: PositiveInt = 128
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: NonNegativeInt = 0
     adam_epsilon: PositiveFloat = 1e-8
     gradient_clip: Annotated[float, Field(gt=0, allow_inf_nan=True)] = math.inf
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
-    threads: PositiveInt | Literal["auto"] = "auto"
-    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(strict=True, gt=0, le=256)] | Literal["auto"] = "auto"
+    seed: NonNegativeInt = 0
 
     def steps_per_epoch(self, examples: int) -> int:
         """Whole batches in so many training examples; one smaller batch where they do not fill one."""
@@ -199,7 +201,7 @@ def _validate(group: str, model: type[Section], keys: Mapping[str, Any]) -> Sect
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
         messages = {str(e["msg"]) for e in error.errors() if str(e["loc"][0]) == key}
-        wanted = " or ".join(sorted(message.removeprefix("Input should be ") for message in messages))
+        wanted = " or ".join(sorted(re.sub("^[A-Z][a-z]+ should (be |have )", "", message) for message in messages))
         raise InputError(f"{group}.{key}={keys.get(key, '')}: must be {wanted}") from None
 
 
@@ -222,10 +224,14 @@ def resolve(recipe: str, tables: Mapping[str, Any], overrides: Mapping[str, Any]
         InputError: an unknown table or key, or a value of the wrong type or range.
     """
     groups = [field.name for field in fields(Config)[1:]]
-    merged: dict[str, dict[str, Any]] = {group: dict(tables.get(group, {})) for group in groups}
-    for table in tables:
+    for table, keys in tables.items():
         if table not in groups:
             raise InputError(f"unknown table [{table}] in recipe {recipe}; {nearest(table, groups)}")
+        if not isinstance(keys, Mapping):
+            raise InputError(
+                f"{table}={keys} in recipe {recipe}: {table} is a table; write [{table}] and its keys below"
+            )
+    merged: dict[str, dict[str, Any]] = {group: dict(tables.get(group, {})) for group in groups}
     split = {key: split_key(key, groups) for key in overrides or {}}
     for key, value in (overrides or {}).items():
         group, name = split[key]
@@ -240,7 +246,9 @@ def resolve(recipe: str, tables: Mapping[str, Any], overrides: Mapping[str, Any]
 def split_key(key: str, groups: list[str]) -> tuple[str, str]:
     """`"model.latent_dim"` -> `("model", "latent_dim")`."""
     group, dot, name = key.partition(".")
-    if group not in groups or not dot or not name:
+    if group in groups and not name:
+        raise InputError(f"{key}: a group, not a key; write for example {group}.name=...")
+    if group not in groups or not dot:
         raise InputError(f"unknown key {key}; keys look like model.latent_dim=10, and {nearest(group, groups)}")
     return group, name
 

@@ -256,7 +256,7 @@ class LocScaleLikelihood(Likelihood):
         start = (std * self.std_to_scale).clamp(min=10 * self.scale_floor)
         if self.log_scale is not None:
             pooled = start if self.log_scale.shape == start.shape else start.square().mean().sqrt()
-            nn.init.zeros_(self.log_scale).data.add_(pooled.log())
+            self.log_scale.data.copy_(pooled.log())
         return torch.stack((mean, start.log())[: self.output_shape[0]])
 
     def fraction_at_floor(self, distribution: LikelihoodDistribution) -> Tensor | None:

@@ -25,6 +25,7 @@ Widths = Annotated[
     tuple[PositiveInt, ...], BeforeValidator(lambda value: (value,) if isinstance(value, int) else value)
 ]
 """Layer widths; a single number stands for a single layer."""
+Stages = Annotated[Widths, Field(min_length=1)]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -187,7 +188,7 @@ class Convolutional(Pyramid):
     name = "conv"
 
     def __init__(
-        self, *, channels: Widths = (32, 64), hidden: PositiveInt = 256, activation: Activation = "gelu"
+        self, *, channels: Stages = (32, 64), hidden: PositiveInt = 256, activation: Activation = "gelu"
     ) -> None:
         super().__init__(channels, hidden, activation)
 
@@ -210,7 +211,7 @@ class Residual(Pyramid):
     def __init__(
         self,
         *,
-        channels: Widths = (32, 64),
+        channels: Stages = (32, 64),
         blocks: Annotated[int, Field(ge=1)] = 1,
         hidden: PositiveInt = 256,
         activation: Activation = "gelu",
@@ -237,8 +238,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, activation: type[nn.Module]) -> None:
         super().__init__()
         last = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias) if last.bias is not None else None
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         self.layers = nn.Sequential(activation(), nn.Conv2d(channels, channels, 3, padding=1), activation(), last)
 
     def forward(self, x: Tensor) -> Tensor:

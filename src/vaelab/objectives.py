@@ -1,8 +1,8 @@
 """Terms -> Loss. What training minimizes.
 
-`Loss.value` is minimized. `Loss.metrics` are means over the batch, in nats per example, and always carry `elbo`,
-`rate` and `distortion` of the model itself, whatever is minimized; so runs with different objectives can be
-compared. The mean over the batch is taken here and only here.
+`Loss.value` is minimized. `Loss.metrics` are means over the batch, in nats per example, and always carry
+`distortion`, and where the posterior has a density `rate` and `elbo`, of the model itself, whatever is minimized; so
+runs with different objectives can be compared. The mean over the batch is taken here and only here.
 """
 
 import math

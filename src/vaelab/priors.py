@@ -51,5 +51,4 @@ class StandardNormal(Prior):
         if not isinstance(posterior, DiagonalGaussian):
             return None
         # ½ (σ² + μ² − 1 − log σ²), Kingma & Welling 2013, appendix B.
-        variance = posterior.scale.square()
-        return 0.5 * (variance + posterior.loc.square() - 1 - variance.log())
+        return 0.5 * (posterior.scale.square() + posterior.loc.square() - 1) - posterior.scale.log()

@@ -16,11 +16,13 @@ import tomllib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -84,7 +86,10 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one an epoch."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        except ValueError as error:
+            raise InputError(f"{path}: damaged ({error})") from None
 
     def best(self) -> dict[str, Any] | None:
         """The line of the epoch whose weights were kept: lowest validation loss, else the last; None before any."""
@@ -97,7 +102,9 @@ class Run:
         """What `vaelab train --json` prints: how the training went, and its closing numbers."""
         lines, best = self.metrics(), self.best()
         seconds = lines[-1]["seconds"] if lines else 0.0
-        images = lines[-1]["step"] * self.config.training.batch_size if lines else 0
+        images = (
+            lines[-1]["step"] * min(self.config.training.batch_size, self.about["examples"]["train"]) if lines else 0
+        )
         numbers = self.path / "numbers.json"
         return {
             "run": str(self.path),
@@ -117,7 +124,7 @@ class Run:
         Raises:
             InputError: the folder exists and is not empty, or cannot be made.
         """
-        refuse_existing(path)
+        check_free(path)
         path.mkdir(parents=True, exist_ok=True)
         about = {"shape": list(spec.shape), "kind": spec.kind, **about}
         if spec.levels is not None:
@@ -145,7 +152,7 @@ class Run:
             tables = tomllib.loads(file.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{file}: not readable as TOML ({error})") from None
-        if not isinstance(tables.get("format"), int):
+        if not isinstance(tables.get("format"), int) or tables["format"] < 1:
             raise InputError(f"{file}: has no `format`; it was not written by vaelab")
         if tables["format"] > FORMAT:
             raise InputError(
@@ -155,32 +162,40 @@ class Run:
 
     @classmethod
     def _read(cls, path: Path, tables: dict[str, Any]) -> "Run":
-        about = tables.pop("about", {})
+        about: dict[str, Any] = tables.pop("about", {})
         recipe = str(tables.pop("recipe", ""))
         tables.pop("format")
         try:
             config = configuration.resolve(recipe, tables)
-            spec = DataSpec(tuple(about["shape"]), about["kind"], about.get("levels"))
-        except KeyError as error:
-            raise InputError(f"{path / 'config.toml'}: [about] has no {error.args[0]}; the file was changed") from None
+            spec = TypeAdapter(DataSpec).validate_python({key: about.get(key) for key in ("shape", "kind", "levels")})
+        except (AttributeError, ValidationError):
+            raise InputError(f"{path / 'config.toml'}: [about] does not say what an example is; restore it") from None
         except InputError as error:
             raise InputError(f"{path / 'config.toml'}: {error}") from None
         return cls(path, config, spec, about)
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise an InputError if `path` is taken."""
+def check_free(path: Path) -> None:
+    """Raise an InputError if `path` is taken, or if no folder can be made there."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise InputError(f"{path}: exists already; choose another --out, or continue it with --resume")
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: {nearest} is not a folder that can be written to; choose another --out")
 
 
-def free_name(recipe: str, source: str, parent: Path = Path("runs")) -> Path:
-    """The first free `runs/<recipe>-<source>-<n>`."""
-    stem = f"{Path(recipe).stem}-{Path(source).stem or 'data'}"
-    number = 1
-    while (parent / f"{stem}-{number}").exists():
-        number += 1
-    return parent / f"{stem}-{number}"
+def claim_name(recipe: str, source: str, parent: Path = Path("runs")) -> Path:
+    """Make and return the first free `runs/<recipe>-<source>-<n>`; two runs at once get two names."""
+    check_free(parent / "new")
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        path = parent / f"{Path(recipe).stem}-{Path(source).stem or 'data'}-{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError
 
 
 def load(run: "str | os.PathLike[str] | Run") -> VAE:
@@ -205,7 +220,9 @@ def load_weights(model: VAE, path: Path) -> None:
     try:
         missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path}: damaged, or of another model ({str(error).splitlines()[0]})") from None
+        raise InputError(
+            f"{path}: damaged, or of another model ({str(error).strip().splitlines()[-1].strip()})"
+        ) from None
     if missing or unexpected:
         raise InputError(
             f"{path}: not the weights of this config.toml (first difference: {[*missing, *unexpected][0]})"

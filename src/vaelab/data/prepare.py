@@ -51,22 +51,22 @@ def prepare(examples: Examples, config: DataConfig) -> Dataset:
     """
     levels = _levels(examples, config)
     kind: Kind = "real" if levels is None or config.values == "real" else "binary" if levels == 2 else "levels"
-    splits = {
-        name: Split(
-            _take(examples.raw, part),
-            None if examples.labels is None else _take(examples.labels, part),
-            scale=1 if levels is None else levels - 1,
-        )
-        for name, part in examples.division.items()
-    }
+    values = Split(examples.raw, scale=1 if levels is None else levels - 1)
+    binary = values
     if config.binarize != "none":
         if config.values == "real":
             raise InputError(f"data.values=real and data.binarize={config.binarize} exclude each other; drop one")
         if levels is None:
             _check_probabilities(examples.raw, config)
         if kind != "binary":
-            splits = {name: _binarize(split, name, config) for name, split in splits.items()}
+            binary = _binarize(values, config)
         kind = "binary"
+    splits: dict[str, Split] = {}
+    for name, part in examples.division.items():
+        dynamic = config.binarize == "dynamic" and name == "train" and binary is not values
+        whole = replace(values, dynamic=True) if dynamic else binary
+        labels = None if examples.labels is None else _take(examples.labels, part)
+        splits[name] = replace(whole, raw=_take(whole.raw, part), labels=labels)
     spec = DataSpec(tuple(examples.raw.shape[1:]), kind, {"binary": 2, "levels": levels, "real": None}[kind])
     return Dataset(spec, splits, levels, examples.label_names, _fingerprint(splits))
 
@@ -98,15 +98,13 @@ def _check_probabilities(values: Tensor, config: DataConfig) -> None:
         )
 
 
-def _binarize(split: Split, name: str, config: DataConfig) -> Split:
+def _binarize(values: Split, config: DataConfig) -> Split:
+    """All examples in the source's order, so that a picture's draw does not depend on the division."""
     if config.binarize == "threshold":
         # An integer level is above (L - 1) / 2 exactly if it is above that number rounded down.
-        middle = split.scale // 2 if not split.raw.is_floating_point() else 0.5
-        return Split((split.raw > middle).to(torch.uint8), split.labels)
-    dynamic = replace(split, dynamic=True)
-    if config.binarize == "dynamic" and name == "train":
-        return dynamic
-    return dynamic.fixed(derive_seed(config.seed, f"binarization of {name}"))
+        middle = values.scale // 2 if not values.raw.is_floating_point() else 0.5
+        return Split((values.raw > middle).to(torch.uint8))
+    return replace(values, dynamic=True).fixed(derive_seed(config.seed, "binarization"))
 
 
 def _fingerprint(splits: dict[str, Split]) -> str:

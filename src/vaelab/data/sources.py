@@ -64,7 +64,9 @@ def load(config: DataConfig) -> Dataset:
         )
     if len(path.parts) > 1 or path.suffix.lower() in (".npy", ".npz"):
         raise InputError(f"{source}: no such file or folder")
-    raise InputError(f"unknown data source {source}; {nearest(source, _NAMED)} Or give a folder, .npy or .npz")
+    raise InputError(
+        f"unknown data source {source}; {nearest(source, _NAMED)} A folder, .npy or .npz file will do, too"
+    )
 
 
 def sources() -> list[tuple[str, str, str]]:

@@ -88,9 +88,14 @@ class ImportanceWeights:
 
     @property
     def variance_of_log_mean(self) -> Tensor:
-        """By the delta method: Var(w̄) / w̄² = (K Σ w̃² − 1) / (K − 1), [B]; zero for a single draw."""
+        """By the delta method: Var(w̄) / w̄² = (K Σ w̃² − 1) / (K − 1), [B]; NaN for a single draw, which tells nothing.
+
+        It is at most 1: too small where few draws carry the weight (an effective sample size below about 5).
+        """
+        if self.count == 1:
+            return torch.full_like(self.log_sum, math.nan)
         spread = self.count / self.effective_sample_size - 1
-        return spread.clamp(min=0) / max(1, self.count - 1)
+        return spread.clamp(min=0) / (self.count - 1)
 
 
 def chunks_of_terms(model: VAE, x: Tensor, num_samples: int, noise: torch.Generator) -> Iterator[Terms]:
@@ -115,9 +120,9 @@ def estimate(model: VAE, x: Tensor, importance_samples: int, draws: int, noise: 
 
     log p(x) uses the first `importance_samples` draws; rate, distortion and ELBO use `draws` ≥ that many.
 
-    Where the KL is known in closed form, log q(z|x) − log p(z) − KL has mean zero and moves against log p(x|z).
-    Adding it to the distortion leaves the mean as it is and takes most of the spread away (a control variate):
-    then ELBO = E[log w], which has no spread at all where q is the exact posterior.
+    Where the KL is known in closed form, r = log q(z|x) − log p(z) − KL has mean zero, so distortion − c r has the
+    distortion's mean for any c: a control variate. The c that leaves the least spread is Cov(distortion, r) / Var(r),
+    estimated over all draws of the batch. Where q is the exact posterior it is −1, and nothing of the spread is left.
     """
     weights, ratios, distortions, kl = ImportanceWeights(), Moments(), Moments(), None
     log_ws, left = Moments(), importance_samples
@@ -134,15 +139,26 @@ def estimate(model: VAE, x: Tensor, importance_samples: int, draws: int, noise: 
             left -= log_w.shape[0]
     if not log_ws.count:
         return PerExample(distortions.mean, distortions.variance_of_mean)
-    closed = None if kl is None else kl.double().sum(-1)
-    rate = ratios.mean if closed is None else closed
+    if kl is None:
+        rate, rate_variance = ratios.mean, ratios.variance_of_mean
+        distortion, distortion_variance = distortions.mean, distortions.variance_of_mean
+        elbo, elbo_variance = log_ws.mean, log_ws.variance_of_mean
+    else:
+        rate = kl.double().sum(-1)
+        rate_variance = torch.zeros_like(rate)
+        # log w = −(distortion + ratio), so its variance holds the covariance of the two.
+        covariance = (log_ws.variance_of_mean - distortions.variance_of_mean - ratios.variance_of_mean) / 2
+        c = covariance.sum() / ratios.variance_of_mean.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        distortion = distortions.mean - c * (ratios.mean - rate)
+        distortion_variance = distortions.variance_of_mean + c * (c * ratios.variance_of_mean - 2 * covariance)
+        elbo, elbo_variance = -(rate + distortion), distortion_variance.clamp(min=0)
     return PerExample(
-        distortion=-log_ws.mean - rate,
-        distortion_variance=distortions.variance_of_mean if closed is None else log_ws.variance_of_mean,
+        distortion=distortion,
+        distortion_variance=distortion_variance.clamp(min=0),
         rate=rate,
-        rate_variance=ratios.variance_of_mean if closed is None else torch.zeros_like(rate),
-        elbo=log_ws.mean,
-        elbo_variance=log_ws.variance_of_mean,
+        rate_variance=rate_variance,
+        elbo=elbo,
+        elbo_variance=elbo_variance,
         log_px=weights.log_mean,
         log_px_variance=weights.variance_of_log_mean,
         effective_sample_size=weights.effective_sample_size,

@@ -30,7 +30,8 @@ class Evaluation:
         distortion: −E_q[log p(x|z)].
         log_px: importance-sampled log p(x): in expectation a lower bound, tighter than the ELBO.
         *_stderr: standard error over examples and Monte Carlo draws together.
-        *_monte_carlo: the part of it that is due to the draws, and falls with their number.
+        *_monte_carlo: the part of it that is due to the draws, and falls with their number; None if it is unknown.
+            That of log_px is too small where effective_sample_size is below about 5.
         importance_samples: K, draws an example for log_px.
         effective_sample_size: mean over examples of 1 / Σ w̃², between 1 and K.
         bits_per_dim: −log_px / (D ln 2); None where data are no discrete levels.
@@ -48,7 +49,7 @@ class Evaluation:
     rate_monte_carlo: float | None
     distortion: float
     distortion_stderr: float | None
-    distortion_monte_carlo: float
+    distortion_monte_carlo: float | None
     log_px: float | None
     log_px_stderr: float | None
     log_px_monte_carlo: float | None
@@ -60,8 +61,11 @@ class Evaluation:
     scale_at_floor: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of `vaelab evaluate --json`."""
-        return asdict(self)
+        """The keys of `vaelab evaluate --json`; a number that is not finite is None, for JSON has no other word."""
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
 
     def __str__(self) -> str:
         lines = [f"{self.split}: {self.n} examples, {self.importance_samples} importance samples; nats per example"]
@@ -93,7 +97,7 @@ def evaluate(
         importance_samples: K, draws of z an example for log_px. Memory does not grow with K.
         split: "test", "validation" or "train".
         limit: only the first `limit` examples.
-        seed: of the draws of z, and of the binarization of training data.
+        seed: of the draws of z.
 
     Raises:
         InputError: no such run or split, or the run's data have changed.
@@ -191,7 +195,7 @@ def _average(name: str, parts: list[PerExample]) -> dict[str, float | None]:
     return {
         name: float(all_values.mean()),
         f"{name}_stderr": float(all_values.std() / math.sqrt(n)) if n > 1 else None,
-        f"{name}_monte_carlo": float(variances.sum().sqrt() / n),
+        f"{name}_monte_carlo": None if variances.isnan().any() else float(variances.sum().sqrt() / n),
     }
 
 

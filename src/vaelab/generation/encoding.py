@@ -93,6 +93,8 @@ def _every_example(run: Run, source: str) -> Split:
 def _undivided(run: Run, source: str) -> Dataset:
     """All examples as one split `train`, in the order of the source."""
     keys = run.config.data.model_dump() | {"source": source, "validation": 0, "test": 0}
+    if keys["binarize"] == "dynamic":
+        keys["binarize"] = "static"  # the draw that held-out examples have anyway
     if not Path(source).expanduser().is_dir():
         keys["size"] = None
     config = section("data", keys)

@@ -40,7 +40,7 @@ def load(name: str) -> Recipe:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{name}: no such recipe file")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode(errors="replace")
     elif name in names():
         text = (files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
     else:
@@ -50,6 +50,8 @@ def load(name: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name}: not TOML ({error})") from None
     about = tables.pop("recipe", {})
+    if not isinstance(about, dict):
+        raise InputError(f"{name}: recipe={about}: recipe is a table; write [recipe] and its keys below")
     keys = {key: str(about.get(key, "")) for key in ("title", "paper", "expected", "command")}
     return Recipe(name=name, tables=tables, text=text, **keys)
 

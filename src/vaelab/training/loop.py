@@ -5,14 +5,17 @@ noise of a step from (seed, step): so a run that was stopped goes on exactly whe
 """
 
 import json
+import math
 import os
+import shlex
+import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,11 +25,11 @@ from vaelab import data as datasets
 from vaelab.composition import compose, compose_objective, settle
 from vaelab.config import Config, TrainingConfig, resolve
 from vaelab.data import Dataset, Split
-from vaelab.errors import InputError
+from vaelab.errors import InputError, VaelabError
 from vaelab.model import VAE
 from vaelab.noise import generator, seed_of
 from vaelab.objectives import Objective
-from vaelab.runs import Run, free_name, refuse_existing, write_tensors, write_text
+from vaelab.runs import Run, check_free, claim_name, write_tensors, write_text
 from vaelab.training.interrupt import Interrupted, stop_request
 from vaelab.training.progress import Reporter
 from vaelab.training.schedule import learning_rate
@@ -39,7 +42,7 @@ EVALUATION_ROWS = 1_000
 def train(
     recipe: str | None = None,
     *,
-    data: str | None = None,
+    data: str | os.PathLike[str] | None = None,
     epochs: int | None = None,
     seed: int | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -65,7 +68,8 @@ def train(
         InputError: wrong input; nothing has been written then.
         Interrupted: stopped by Ctrl-C or SIGTERM; the run folder is complete and can be resumed.
     """
-    shorthands = {"data.source": data, "training.epochs": epochs, "training.seed": seed}
+    source = None if data is None else os.fspath(data)
+    shorthands = {"data.source": source, "training.epochs": epochs, "training.seed": seed}
     chosen = {**(overrides or {}), **{key: value for key, value in shorthands.items() if value is not None}}
     if not resume:
         run, job = _begin(recipe or "vae", chosen, out)
@@ -74,7 +78,12 @@ def train(
     else:
         run, job = _continue(out)
     with _threads(run.config.training.threads):
-        completed = _fit(run, job, progress)
+        try:
+            completed = _fit(run, job, progress)
+        except Diverged:
+            if not job.state.best:  # nothing was learned: leave nothing
+                shutil.rmtree(run.path)
+            raise
         from vaelab.report import publish  # draws pictures: imported late, for training itself needs none of it
 
         publish(run, job.dataset, job.state.frames)
@@ -98,11 +107,11 @@ def _begin(recipe_name: str, overrides: Mapping[str, Any], out: str | os.PathLik
     recipe = recipes.load(recipe_name)
     config = resolve(recipe_name, recipe.tables, overrides)
     if out is not None:
-        refuse_existing(Path(out))
+        check_free(Path(out))
     dataset = datasets.load(config.data)
     config = replace(settle(config, dataset.spec), data=datasets.settled(config.data, dataset))
     job = _job(config, dataset)
-    path = Path(out) if out is not None else free_name(recipe_name, config.data.source)
+    path = Path(out) if out is not None else claim_name(recipe_name, config.data.source)
     about: dict[str, Any] = {
         "fingerprint": dataset.fingerprint,
         "examples": {name: len(split) for name, split in dataset.splits.items()},
@@ -124,7 +133,10 @@ def _continue(out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
     if dataset.fingerprint != run.about.get("fingerprint"):
         raise InputError(f"{run.config.data.source}: the data have changed since {run} began; restore them to resume")
     job = _job(run.config, dataset)
-    job.state.restore(run.path / "checkpoint")
+    if (run.path / "checkpoint" / "latest.json").exists():  # else it ended before its first checkpoint: begin again
+        job.state.restore(run.path / "checkpoint")
+    if len(run.metrics()) < job.state.counters.epoch:
+        raise InputError(f"{run}/metrics.jsonl: has fewer lines than the checkpoint has epochs; train the run again")
     return run, job
 
 
@@ -183,7 +195,10 @@ def _fit(run: Run, job: Job, progress: bool) -> bool:
             if counters.batch < job.steps_per_epoch:
                 break
             lines.append(_close_epoch(job, run.config.training))
-            speed = (counters.step - before) * run.config.training.batch_size / elapsed
+            if not _is_finite(lines[-1]):
+                _give_up(run, job, lines[:-1])
+            batch_size = min(run.config.training.batch_size, len(job.dataset["train"]))
+            speed = (counters.step - before) * batch_size / elapsed
             reporter.epoch(counters.epoch, counters.step, lines[-1]["validation"] or lines[-1]["train"], speed)
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 _save(run, job, lines)
@@ -224,8 +239,10 @@ def _step(state: State, x: Tensor, noise: torch.Generator, config: TrainingConfi
     loss = state.objective(terms)
     state.optimizer.zero_grad(set_to_none=True)
     loss.value.backward()
-    if config.gradient_clip < float("inf"):
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clip)
+    if config.gradient_clip < math.inf:
+        torch.nn.utils.clip_grad_norm_(
+            [p for g in state.optimizer.param_groups for p in g["params"]], config.gradient_clip
+        )
     state.optimizer.step()
     return loss.metrics
 
@@ -241,9 +258,10 @@ def _close_epoch(job: Job, config: TrainingConfig) -> dict[str, Any]:
     counters.batch = 0
     state.sums = {}
     # Without validation data there is nothing to choose by: the last weights are the result.
-    if validation is None or validation["loss"] < counters.best_loss:
+    loss = train_metrics["loss"] if validation is None else validation["loss"]
+    if math.isfinite(loss) and (validation is None or loss < counters.best_loss):
         counters.best_epoch = counters.epoch
-        counters.best_loss = float("inf") if validation is None else validation["loss"]
+        counters.best_loss = math.inf if validation is None else loss
         state.keep_best()
     _take_frame(job)
     return {
@@ -261,7 +279,8 @@ def measure(model: VAE, objective: Objective, split: Split, seed: int) -> dict[s
     model.eval()
     sums: dict[str, float] = {}
     noise = generator(seed, "validation", device=split.raw.device)
-    for rows in torch.arange(len(split), device=split.raw.device).split(EVALUATION_ROWS):
+    at_once = max(1, EVALUATION_ROWS // objective.num_samples)
+    for rows in torch.arange(len(split), device=split.raw.device).split(at_once):
         terms = model.terms(split.batch(rows, noise), objective.num_samples, noise)
         for name, value in objective(terms).metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(rows)
@@ -280,9 +299,34 @@ def _take_frame(job: Job) -> None:
 
 
 def _save(run: Run, job: Job, lines: list[dict[str, Any]]) -> None:
+    """The checkpoint comes last: what it counts on is there, wherever this is cut off."""
+    _save_results(run, job, lines)
     job.state.save(run.path / "checkpoint")
-    write_tensors(run.path / "model.safetensors", job.state.best or job.state.model.state_dict())
+
+
+def _save_results(run: Run, job: Job, lines: list[dict[str, Any]]) -> None:
     write_text(run.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_tensors(run.path / "model.safetensors", job.state.best)
+
+
+class Diverged(VaelabError):
+    """The loss is no longer a finite number (exit code 1)."""
+
+
+def _is_finite(line: dict[str, Any]) -> bool:
+    values = [*line["train"].values(), *(line["validation"] or {}).values()]
+    return all(math.isfinite(value) for value in values)
+
+
+def _give_up(run: Run, job: Job, lines: list[dict[str, Any]]) -> NoReturn:
+    """Keep the best weights of the finite epochs `lines`, if there are any, and say what to do."""
+    remedy = "lower training.learning_rate, set training.gradient_clip=1, or scale the data to values near 1"
+    if not lines:
+        job.state.best = {}
+        raise Diverged(f"training diverged in its first epoch; {remedy}")
+    _save_results(run, job, lines)
+    kept = f"{run} keeps the weights of epoch {run.best()['epoch']}"  # type: ignore[index]
+    raise Diverged(f"training diverged in epoch {len(lines) + 1}; {kept}; {remedy}")
 
 
 # -- small things --------------------------------------------------------------------------------------------------
@@ -297,7 +341,7 @@ def command(recipe: str, overrides: Mapping[str, Any], out: str | os.PathLike[st
         words += [options[key], text] if key in options else [f"{key}={text}"]
     if out is not None:
         words += ["--out", os.fspath(out)]
-    return " ".join(f"'{word}'" if set(word) & set(" []\"'") else word for word in words)
+    return shlex.join(words)
 
 
 def _network_dtype(config: TrainingConfig) -> torch.dtype | None:
@@ -309,9 +353,9 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"training.device={name}: not to be had here ({str(error).splitlines()[0]})") from None
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError):
+        raise InputError(f"training.device={name}: not to be had here; use auto or cpu") from None
     return device
 
 

@@ -108,6 +108,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path.parent}: nothing to resume (no {path.name})") from None
+        raise InputError(f"{path}: missing; the checkpoint is damaged") from None
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error})") from None
