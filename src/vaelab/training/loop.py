@@ -10,8 +10,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +33,7 @@ from vaelab.training.interrupt import Interrupted, stop_request
 from vaelab.training.progress import Reporter
 from vaelab.training.schedule import learning_rate
 from vaelab.training.state import State
+from vaelab.training.threads import Threads
 
 CHECKPOINT_SECONDS = 15.0
 EVALUATION_ROWS = 1_000
@@ -77,9 +77,9 @@ def train(
         raise InputError("--resume takes everything from the run folder; give --out RUN and nothing else")
     else:
         run, job = _continue(out)
-    with _threads(run.config.training.threads):
+    with Threads(run.config.training.threads) as threads:
         try:
-            completed = _fit(run, job, progress)
+            completed = _fit(run, job, threads, progress)
         except Diverged:
             if not job.state.best:  # nothing was learned: leave nothing
                 shutil.rmtree(run.path)
@@ -177,7 +177,7 @@ def start_at_data(model: VAE, split: Split) -> None:
 # -- the loop ------------------------------------------------------------------------------------------------------
 
 
-def _fit(run: Run, job: Job, progress: bool) -> bool:
+def _fit(run: Run, job: Job, threads: Threads, progress: bool) -> bool:
     """Train to the end, or until asked to stop. Returns whether the end was reached."""
     state, counters = job.state, job.state.counters
     lines = run.metrics()[: counters.epoch]
@@ -186,7 +186,7 @@ def _fit(run: Run, job: Job, progress: bool) -> bool:
     with stop_request() as stop, reporter:
         while counters.epoch < job.epochs and not stop.requested:
             began, before = time.monotonic(), counters.step
-            for _ in _epoch(job, run.config.training):
+            for _ in _epoch(job, run.config.training, threads):
                 reporter.step(counters.step)
                 if stop.requested:
                     break
@@ -209,7 +209,7 @@ def _fit(run: Run, job: Job, progress: bool) -> bool:
     return counters.epoch == job.epochs
 
 
-def _epoch(job: Job, config: TrainingConfig) -> Iterator[None]:
+def _epoch(job: Job, config: TrainingConfig, threads: Threads) -> Iterator[None]:
     """The batches of one epoch that are still to do.
 
     A remainder that fills no batch is left out; the permutation differs from epoch to epoch, so all is seen.
@@ -222,12 +222,14 @@ def _epoch(job: Job, config: TrainingConfig) -> Iterator[None]:
     batches = order.split(config.batch_size)[: job.steps_per_epoch]
     state.model.train()
     for rows in batches[counters.batch :]:
+        threads.begin_step()
         noise.manual_seed(seed_of(config.seed, "step", counters.step))
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(counters.step, total_steps, config)
         metrics = _step(state, split.batch(rows, noise), noise, config)
         for name, value in metrics.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
+        threads.end_step()
         counters.step += 1
         counters.batch += 1
         yield
@@ -357,14 +359,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):
         raise InputError(f"training.device={name}: not to be had here; use auto or cpu") from None
     return device
-
-
-@contextmanager
-def _threads(number: int | str) -> Generator[None]:
-    before = torch.get_num_threads()
-    if isinstance(number, int):
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
