@@ -90,7 +90,7 @@ class ImportanceWeights:
     def variance_of_log_mean(self) -> Tensor:
         """By the delta method: Var(w̄) / w̄² = (K Σ w̃² − 1) / (K − 1), [B]; NaN for a single draw, which tells nothing.
 
-        It is at most 1: too small where few draws carry the weight (an effective sample size below about 5).
+        It is at most 1, and too small where few draws carry the weight: the draws that are missing have no part in it.
         """
         if self.count == 1:
             return torch.full_like(self.log_sum, math.nan)

@@ -31,7 +31,8 @@ class Evaluation:
         log_px: importance-sampled log p(x): in expectation a lower bound, tighter than the ELBO.
         *_stderr: standard error over examples and Monte Carlo draws together.
         *_monte_carlo: the part of it that is due to the draws, and falls with their number; None if it is unknown.
-            That of log_px is too small where effective_sample_size is below about 5.
+            That of log_px is a lower limit: on MNIST with K = 500 and an effective sample size of 17, log_px varies
+            over seeds by twice as much.
         importance_samples: K, draws an example for log_px.
         effective_sample_size: mean over examples of 1 / Σ w̃², between 1 and K.
         bits_per_dim: −log_px / (D ln 2); None where data are no discrete levels.
