@@ -234,8 +234,6 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    # Threads that wait should sleep: a spinning one keeps the core from the thread it waits for. Read as torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
