@@ -11,11 +11,16 @@ EXAMPLES = 8
 MOST = 40
 
 
+def originals(split: Split) -> tuple[Tensor, torch.Generator]:
+    """The examples that every frame reconstructs, [n, C, H, W], and the noise that its samples go on from."""
+    noise = generator("frames", device=split.raw.device)
+    return split.head(EXAMPLES).batch(None, noise), noise
+
+
 @torch.no_grad()
 def frame(model: VAE, split: Split) -> Tensor:
     """Reconstructions of the first n ≤ 8 examples, then samples at 8 fixed latents: uint8 [n + 8, C, H, W]."""
-    noise = generator("frames", device=split.raw.device)
+    x, noise = originals(split)
     model.eval()
-    reconstructions = model.reconstruct(split.head(EXAMPLES).batch(None, noise))
-    pictures = torch.cat([reconstructions, model.sample(EXAMPLES, generator=noise)])
+    pictures = torch.cat([model.reconstruct(x), model.sample(EXAMPLES, generator=noise)])
     return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vaelab.errors import InputError
-from vaelab.runs import replacing
+from vaelab.files import replacing
 
 GROUND = 235
 INK = 32

@@ -25,10 +25,11 @@ from vaelab.data import Dataset, DataSpec, Split
 from vaelab.evaluation import Evaluation
 from vaelab.evaluation.latents import ACTIVE, active, latents
 from vaelab.evaluation.likelihood import evaluate_model
+from vaelab.files import write_text
 from vaelab.model import VAE
 from vaelab.noise import generator
 from vaelab.priors import StandardNormal
-from vaelab.runs import Run, load, write_text
+from vaelab.runs import Run, load
 
 EXAMPLES = 2_000
 IMPORTANCE_SAMPLES = 100
@@ -337,15 +338,14 @@ def _animation(found: Findings, frames: list[Tensor]) -> dict[str, Any] | None:
     """The originals, and strips of their reconstructions and of samples: one row a frame."""
     if not frames:
         return None
-    split = found.dataset[found.split].head(len(frames[0]) - film.EXAMPLES)
-    originals = split.batch(None, generator("frames", device=split.raw.device)).cpu()  # as training took them
+    originals = film.originals(found.dataset[found.split])[0].cpu()
     small = [plots.to_tile(frame) for frame in frames]
     every = -(-len(small) * small[0].numel() // SPRITE_BYTES)
     kept = range(len(frames))[::-every][::-1]  # the last frame always
     epochs = plots.frame_epochs(len(frames), len(found.lines))
     rows = torch.stack([small[index] for index in kept])
     first = plots.to_tile((originals.clamp(0, 1) * 255).round().to(torch.uint8))[None]
-    strips = {"Originals": first, "Reconstructions": rows[:, : len(split)], "Samples": rows[:, len(split) :]}
+    strips = {"Originals": first, "Reconstructions": rows[:, : len(originals)], "Samples": rows[:, len(originals) :]}
     return {
         "epochs": [epochs[index] for index in kept],
         "strips": [plots.strip(title, strip, film.EXAMPLES) for title, strip in strips.items()],

@@ -13,8 +13,7 @@ Every file is written under a temporary name and renamed, so a reader never sees
 import json
 import os
 import tomllib
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -28,30 +27,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vaelab import config as configuration
+from vaelab import data as datasets
 from vaelab.composition import compose
 from vaelab.config import Config
-from vaelab.data.spec import DataSpec
+from vaelab.data import Dataset, DataSpec
 from vaelab.errors import InputError
+from vaelab.files import replacing, write_text
 from vaelab.model import VAE
 
 FORMAT = 1
-
-
-@contextmanager
-def replacing(path: Path) -> Generator[Path]:
-    """Write to the yielded temporary path; on success it takes the place of `path`, on failure it is removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file, or nothing."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -82,6 +66,17 @@ class Run:
         """Names of the labels 0, 1, ...; None for data without labels."""
         named = self.about.get("label_names")
         return tuple(named) if named else None
+
+    def data(self) -> Dataset:
+        """The data that the run was trained on, read again.
+
+        Raises:
+            InputError: they are not the same any more: another division would test on training examples.
+        """
+        dataset = datasets.load(self.config.data)
+        if dataset.fingerprint != self.about.get("fingerprint"):
+            raise InputError(f"{self.config.data.source}: the data have changed since {self} was trained; restore them")
+        return dataset
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one an epoch."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vaelab.errors import VaelabError
+from vaelab.files import replacing
 
 
 def data_folder() -> Path:
@@ -79,13 +80,9 @@ def write_whole(target: Path, content: bytes) -> None:
     Raises:
         VaelabError: the disk is full, or the folder cannot be written.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(target) as temporary:
             temporary.write_bytes(content)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise VaelabError(f"cannot write {target}: {error.strerror}; set VAELAB_DATA to another folder") from None

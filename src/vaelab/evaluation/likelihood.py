@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaelab import data as datasets
 from vaelab.data import Split
 from vaelab.errors import InputError
 from vaelab.evaluation.estimates import PerExample, batches, chunks_of_terms, estimate
@@ -121,10 +120,7 @@ def examples_of(run: Run, split: str) -> Split:
     Raises:
         InputError: the split does not exist, or the data are not those of the run.
     """
-    dataset = datasets.load(run.config.data)
-    if dataset.fingerprint != run.about.get("fingerprint"):
-        raise InputError(f"{run.config.data.source}: the data have changed since {run} was trained; restore them")
-    return dataset[split].fixed(run.config.data.seed)
+    return run.data()[split].fixed(run.config.data.seed)
 
 
 @torch.no_grad()

@@ -15,15 +15,16 @@ from torch import Tensor
 from vaelab import pictures
 from vaelab.data import DataSpec, Split
 from vaelab.errors import InputError
+from vaelab.evaluation.estimates import OUTPUT_NUMBERS
+from vaelab.files import replacing
 from vaelab.model import VAE
 from vaelab.posteriors import PosteriorDistribution
-from vaelab.runs import Run, replacing
+from vaelab.runs import Run
 
 RunPath = str | os.PathLike[str] | Run
 Out = str | os.PathLike[str] | None
 Made = TypeVar("Made")
 
-OUTPUT_NUMBERS = 1 << 22  # decoder outputs held at once: 16 MiB in float32
 EXAMPLES = 500  # encoded at once
 
 

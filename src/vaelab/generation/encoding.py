@@ -17,9 +17,10 @@ from vaelab.config import DataConfig, section
 from vaelab.data import Dataset, Split
 from vaelab.errors import InputError
 from vaelab.evaluation.likelihood import examples_of
+from vaelab.files import replacing
 from vaelab.generation.common import Out, RunPath, describe, numpy_fields, posteriors, write_arrays
 from vaelab.posteriors import DiagonalGaussian
-from vaelab.runs import Run, load, replacing
+from vaelab.runs import Run, load
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,10 +25,11 @@ from vaelab.composition import compose, compose_objective, settle
 from vaelab.config import Config, TrainingConfig, resolve
 from vaelab.data import Dataset, Split
 from vaelab.errors import InputError, VaelabError
+from vaelab.files import write_text
 from vaelab.model import VAE
 from vaelab.noise import generator, seed_of
 from vaelab.objectives import Objective
-from vaelab.runs import Run, check_free, claim_name, write_tensors, write_text
+from vaelab.runs import Run, check_free, claim_name, write_tensors
 from vaelab.training.interrupt import Interrupted, stop_request
 from vaelab.training.progress import Reporter
 from vaelab.training.schedule import learning_rate
@@ -129,10 +130,7 @@ def _continue(out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
     if out is None:
         raise InputError("--resume needs the run folder: --out RUN")
     run = Run.open(out)
-    dataset = datasets.load(run.config.data)
-    if dataset.fingerprint != run.about.get("fingerprint"):
-        raise InputError(f"{run.config.data.source}: the data have changed since {run} began; restore them to resume")
-    job = _job(run.config, dataset)
+    job = _job(run.config, run.data())
     if (run.path / "checkpoint" / "latest.json").exists():  # else it ended before its first checkpoint: begin again
         job.state.restore(run.path / "checkpoint")
     if len(run.metrics()) < job.state.counters.epoch:

@@ -7,7 +7,6 @@ checkpoint/latest.json                   names that file; replaced last, so a re
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vaelab.errors import InputError
+from vaelab.files import write_text
 from vaelab.model import VAE
 from vaelab.objectives import Objective
-from vaelab.runs import write_tensors, write_text
+from vaelab.runs import write_tensors
 
 Sums = dict[str, Tensor]
 
@@ -67,10 +67,10 @@ class State:
         """Continue where a checkpoint left off.
 
         Raises:
-            InputError: there is no checkpoint, it is damaged, or it belongs to another model.
+            InputError: the checkpoint is damaged, or belongs to another model.
         """
-        record = _read_json(folder / "latest.json")
         try:
+            record = json.loads((folder / "latest.json").read_text())
             tensors = load_file(folder / record["file"])
             self.counters = Counters(**record["counters"])
             self.model.load_state_dict(_under("model.", tensors))
@@ -79,7 +79,7 @@ class State:
             self.sums = {name: torch.tensor(value, device=device) for name, value in record["sums"].items()}
             self.frames = list(tensors["frames"]) if "frames" in tensors else []
             self._restore_optimizer(_under("optimizer.", tensors))
-        except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{folder}: damaged checkpoint, or one of another model ({reason})") from None
 
@@ -102,12 +102,3 @@ class State:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; the checkpoint is damaged") from None
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error})") from None
