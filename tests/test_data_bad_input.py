@@ -39,8 +39,6 @@ def test_missing_paths(tmp_path: Path) -> None:
 
 
 def test_unsupported_sources(tmp_path: Path) -> None:
-    message = refusal("hf:ylecun/mnist")
-    assert "hf:ylecun/mnist" in message and "not supported yet" in message and ".npz" in message
     (tmp_path / "table.csv").write_text("1,2\n")
     message = refusal(tmp_path / "table.csv")
     assert "table.csv" in message and ".npy" in message

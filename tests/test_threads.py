@@ -31,7 +31,7 @@ class Clock:
 def test_the_faster_number_is_kept_and_chosen_again_when_a_neighbor_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, most=2)
     clock.now = 100.0
-    with Threads("auto") as chosen:
+    with Threads((1, 2), 2) as chosen:
         clock.cost = {1: 0.010, 2: 0.006}
         clock.train(chosen, 1)
         assert clock.number == 2
@@ -47,7 +47,7 @@ def test_the_faster_number_is_kept_and_chosen_again_when_a_neighbor_comes(monkey
 def test_a_number_that_was_asked_for_is_kept_to_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, most=2)
     clock.cost = {1: 0.1, 2: 0.01, 3: 0.2}
-    with Threads(3) as chosen:
+    with Threads((3,), 3) as chosen:
         clock.train(chosen, 30)
         assert clock.number == 3
     assert clock.number == 2

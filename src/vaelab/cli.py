@@ -63,6 +63,8 @@ def train(
     run = run_training(
         recipe, data=data, epochs=epochs, seed=seed, out=out, resume=resume, overrides=overrides, progress=True
     )
+    if int(os.environ.get("RANK", "0")):  # of several processes, the first one tells
+        return
     facts = run.summary()
     if as_json:
         _print_json(facts)
@@ -240,7 +242,7 @@ def main() -> NoReturn:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except VaelabError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, error.met_by_all)
     except typer.TyperException as error:
         _fail(f"{error.format_message()} (vaelab {_command()}--help tells more)", 2)
     except (KeyboardInterrupt, typer.Abort):
@@ -256,8 +258,11 @@ def main() -> NoReturn:
         _fail("out of memory: choose a smaller model, training.batch_size or objective.num_samples", 1)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"vaelab: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, code: int, met_by_all: bool = False) -> NoReturn:
+    rank = int(os.environ.get("RANK", "0"))
+    if not (rank and met_by_all):
+        who = f"vaelab (process {rank})" if rank else "vaelab"
+        print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 

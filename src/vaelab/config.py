@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from vaelab.errors import InputError
 
@@ -39,7 +39,8 @@ class DataConfig(Section):
 
     `validation` and `test` are fractions of the whole; 0 gives that part to training. Left out, the source's own
     division holds. `seed` fixes the random division and the static binarization, apart from the training seed, so
-    that runs with different training seeds see the same examples.
+    that runs with different training seeds see the same examples. `stream` leaves the examples on disk; `auto` does so
+    where they take more than 1 GiB.
     """
 
     source: Annotated[str, Field(min_length=1)] = "digits"
@@ -50,6 +51,7 @@ class DataConfig(Section):
     validation: Fraction | None = None
     test: Fraction | None = None
     seed: NonNegativeInt = 0
+    stream: Literal["auto"] | bool = "auto"
 
 
 class ModelConfig(Section):
@@ -60,21 +62,43 @@ class ModelConfig(Section):
 
 
 AUTO_STEPS = 1_500
+Trackers = Annotated[
+    tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
+"""Names of experiment trackers; a single name stands for a list of one."""
 
 
 class TrainingConfig(Section):
-    """How a model is fitted. `epochs = "auto"` takes as many as 1,500 steps need, and at least 10."""
+    """How a model is fitted. `epochs = "auto"` takes as many as 1,500 steps need, and at least 10.
+
+    `batch_size` counts the examples of one update, over all processes and all `gradient_accumulation` parts of it:
+    so the same configuration is the same training on one processor and on eight GPUs. `docs/training.md` explains
+    every key.
+    """
 
     epochs: PositiveInt | Literal["auto"] = "auto"
     batch_size: PositiveInt = 128
+    gradient_accumulation: PositiveInt = 1
     learning_rate: PositiveFloat = 1e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "step", "exponential", "inverse-sqrt", "plateau", "burda"] = (
+        "cosine"
+    )
+    decay_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    decay_epochs: PositiveInt = 30
     warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
     adam_epsilon: PositiveFloat = 1e-8
     gradient_clip: Annotated[float, Field(gt=0, allow_inf_nan=True)] = math.inf
-    precision: Literal["float32", "bfloat16"] = "float32"
+    ema_decay: Fraction = 0.0
+    patience: PositiveInt | None = None
+    max_skipped: PositiveInt = 10
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
     device: str = "auto"
     threads: Annotated[int, Field(strict=True, gt=0, le=256)] | Literal["auto"] = "auto"
+    checkpoint_seconds: NonNegativeFloat = 15.0
+    log_with: Trackers = ()
     seed: NonNegativeInt = 0
 
     def steps_per_epoch(self, examples: int) -> int:

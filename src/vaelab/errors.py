@@ -1,6 +1,7 @@
 """The two kinds of failure that vaelab tells its user about in one line.
 
-Both carry the exit code that the command line returns for them.
+Both carry the exit code that the command line returns for them, and whether all processes of a training meet them at
+once; then only the first process tells.
 """
 
 
@@ -8,6 +9,7 @@ class VaelabError(Exception):
     """Something went wrong that is nobody's wrong input: a full disk, a lost network (exit code 1)."""
 
     exit_code = 1
+    met_by_all = False
 
 
 class InputError(VaelabError, ValueError):

@@ -13,7 +13,7 @@ MOST = 40
 
 def originals(split: Split) -> tuple[Tensor, torch.Generator]:
     """The examples that every frame reconstructs, [n, C, H, W], and the noise that its samples go on from."""
-    noise = generator("frames", device=split.raw.device)
+    noise = generator("frames", device=split.device)
     return split.head(EXAMPLES).batch(None, noise), noise
 
 

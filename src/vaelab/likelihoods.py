@@ -191,7 +191,9 @@ class Likelihood(nn.Module, ABC):
 
     def unbind(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """[..., P, *event] -> P tensors [..., *event]."""
-        return outputs.unbind(-self.event_ndim - 1)
+        axis = -self.event_ndim - 1
+        # A view back and forth, where unbind would copy the gradient.
+        return (outputs.squeeze(axis),) if outputs.shape[axis] == 1 else outputs.unbind(axis)
 
 
 @register("likelihood", "auto")

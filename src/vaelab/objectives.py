@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vaelab.config import NonNegativeFloat, PositiveInt, register
+from vaelab.config import NonNegativeFloat, NonNegativeInt, PositiveInt, register
 from vaelab.model import Terms
 
 
@@ -29,10 +29,13 @@ class Objective(nn.Module, ABC):
     Attributes:
         num_samples: how many draws of z an example it wants (K).
         needs_density: whether it needs log q(z|x).
+        step: how many updates training has made. None outside training: every warm-up counts as complete then, so
+            that the numbers of all epochs can be compared.
     """
 
     num_samples: int = 1
     needs_density: bool = True
+    step: int | None = None
 
     @abstractmethod
     def forward(self, terms: Terms) -> Loss:
@@ -54,17 +57,24 @@ class ELBO(Objective):
 
     For β > 1 it is still a lower bound of log p(x), a looser one; for β < 1 it is no bound. The KL is in closed
     form where there is one.
+
+    Over the first `warmup` updates the weight rises from 0 to β in a straight line (KL warm-up: Sønderby et al. 2016,
+    arXiv:1602.02282, section 2.3).
     """
 
-    def __init__(self, *, beta: NonNegativeFloat = 1.0, num_samples: PositiveInt = 1) -> None:
+    def __init__(
+        self, *, beta: NonNegativeFloat = 1.0, warmup: NonNegativeInt = 0, num_samples: PositiveInt = 1
+    ) -> None:
         super().__init__()
         self.beta = beta
+        self.warmup = warmup
         self.num_samples = num_samples
 
     def forward(self, terms: Terms) -> Loss:
         rate = terms.rate
         assert rate is not None
-        loss = (terms.distortion + self.beta * rate).mean()
+        warm = 1.0 if self.step is None or self.step >= self.warmup else self.step / self.warmup
+        loss = (terms.distortion + warm * self.beta * rate).mean()
         return Loss(loss, {"loss": loss.detach(), **metrics(terms)})
 
 

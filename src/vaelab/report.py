@@ -97,7 +97,7 @@ def _find(run: Run, dataset: Dataset) -> Findings:
     split = "validation" if "validation" in dataset.splits else "train"
     whole = dataset[split]
     examples = whole.head(EXAMPLES).fixed(run.config.data.seed)
-    model = load(run).to(examples.raw.device)
+    model = load(run).to(examples.device)
     means, kl = latents(model, examples)
     return Findings(
         run=run,
@@ -315,7 +315,7 @@ def _configuration(run: Run) -> list[tuple[str, str]]:
 
 def _sampled(found: Findings) -> Tensor:
     """Means of p(x|z) at draws of z from the prior."""
-    noise = generator("report", device=found.examples.raw.device)
+    noise = generator("report", device=found.examples.device)
     return found.model.sample(_sheet_size(found.run.spec, 64), generator=noise).cpu()
 
 

@@ -144,8 +144,17 @@ class Run:
         if not file.is_file():
             raise InputError(f"{path}: not a run folder (it has no config.toml)")
         try:
-            tables = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            return cls.parse(path, file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file}: not readable as TOML ({error})") from None
+
+    @classmethod
+    def parse(cls, path: Path, text: str) -> "Run":
+        """The run in `path` whose config.toml is `text`."""
+        file = path / "config.toml"
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
             raise InputError(f"{file}: not readable as TOML ({error})") from None
         if not isinstance(tables.get("format"), int) or tables["format"] < 1:
             raise InputError(f"{file}: has no `format`; it was not written by vaelab")

@@ -1,7 +1,8 @@
-"""Where x comes from: built-in sets, folders of pictures and arrays, divided, binarized and held in memory."""
+"""Where x comes from: named sets, folders, arrays and the Hub; divided, binarized, in memory or read when needed."""
 
 from vaelab.data.dataset import Dataset, Split
-from vaelab.data.sources import load, settled, sources
+from vaelab.data.sources import load, settled, sources, takes_size
 from vaelab.data.spec import DataSpec
+from vaelab.data.stream import Rows, prefetch
 
-__all__ = ["DataSpec", "Dataset", "Split", "load", "settled", "sources"]
+__all__ = ["DataSpec", "Dataset", "Rows", "Split", "load", "prefetch", "settled", "sources", "takes_size"]

@@ -1,4 +1,4 @@
-"""Examples in memory: one tensor in its own integer type, read as batches on the model's scale."""
+"""Examples in their own integer type, in memory or on disk, read as batches on the model's scale."""
 
 from dataclasses import dataclass, replace
 
@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from vaelab.data.spec import DataSpec
+from vaelab.data.stream import Broadcast, Drawn, Rows
 from vaelab.errors import InputError
 
 _DRAW_AT_ONCE = 1024  # examples; bounds the memory of one binarization to a few megabytes of uniform numbers
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,64 +19,123 @@ class Split:
 
     Attributes:
         raw: the values as they are stored, `[N, *shape]`: uint8, int16 or int32 for levels and binary data, float32
-            for real data.
+            for real data. A tensor is in memory; `Rows` stay on disk.
         labels: `[N]` int64, or None.
         scale: what a stored value is divided by before a model sees it: levels − 1, or 1.
         dynamic: whether every read draws a binary picture anew, each dimension 1 with the probability that is its
             value on the model's scale (Salakhutdinov & Murray 2008).
+        name: of the split, for messages; empty where it has none.
+        target: where the batches of a stream arrive.
     """
 
-    raw: Tensor
+    raw: Tensor | Rows
     labels: Tensor | None = None
     scale: int = 1
     dynamic: bool = False
+    name: str = ""
+    target: torch.device = _CPU
 
     def __len__(self) -> int:
         return self.raw.shape[0]
 
+    @property
+    def streams(self) -> bool:
+        """Whether the examples stay on disk."""
+        return isinstance(self.raw, Rows)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches arrive."""
+        return self.target if isinstance(self.raw, Rows) else self.raw.device
+
     def batch(self, index: Tensor | slice | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Examples as a model sees them.
+        """Examples as a model sees them: what is read, converted.
 
         Args:
             index: which ones: int64 positions `[B]`, a slice, or None for all.
             generator: where dynamic binarization draws from; needed then, and only then.
 
         Returns:
-            float32 `[B, *shape]`, a new tensor: levels in [0, 1], binary values 0 or 1, real values as they are.
+            float32 `[B, *shape]` on `device`, a new tensor: levels in [0, 1], binary values 0 or 1, real values as
+            they are.
 
         Raises:
             ValueError: the split is dynamic and there is no generator.
+            InputError, VaelabError: streamed examples that cannot be read.
         """
+        return self.convert(self.read(index), generator)
+
+    def read(self, index: Tensor | slice | None = None) -> Tensor:
+        """Examples as they are stored, `[B, *shape]`, a new tensor: on the CPU if they stream, else on `device`.
+
+        Raises:
+            InputError, VaelabError: streamed examples that cannot be read.
+        """
+        if isinstance(self.raw, Rows):
+            if not isinstance(index, Tensor):
+                index = torch.arange(len(self))[index or slice(None)]
+            return self.raw.read(index.cpu())
         if isinstance(index, Tensor):
-            x = self.raw.index_select(0, index.to(self.raw.device)).to(torch.float32)
-        else:
-            x = self.raw[index or slice(None)].to(torch.float32, copy=True)
+            return self.raw.index_select(0, index.to(self.raw.device))
+        return self.raw[index or slice(None)].clone()
+
+    def convert(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Stored values `[B, *shape]`, which stay as they are, as a model sees them: see `batch`."""
+        if self.dynamic and generator is None:
+            raise ValueError("dynamic binarization draws at every read: give batch() a torch.Generator")
+        x = raw.to(self.device, non_blocking=True).to(torch.float32)
+        if x is raw and (self.dynamic or self.scale != 1):
+            x = x.clone()
         if self.scale != 1:
             x.div_(self.scale)
-        if not self.dynamic:
-            return x
-        if generator is None:
-            raise ValueError("dynamic binarization draws at every read: give batch() a torch.Generator")
-        return _bernoulli_(x, generator)
+        return x if generator is None or not self.dynamic else _bernoulli_(x, generator)
 
     def fixed(self, seed: int) -> "Split":
-        """The same examples with dynamic binarization drawn once from `seed`; itself where nothing is dynamic."""
+        """The same examples with dynamic binarization drawn once from `seed`; itself where nothing is dynamic.
+
+        In memory they are drawn one after the other. In a stream each is drawn by its position in the source.
+        """
         if not self.dynamic:
             return self
+        if isinstance(self.raw, Rows):
+            return replace(self, raw=Drawn(self.raw, self.scale, seed), scale=1, dynamic=False)
         generator = torch.Generator().manual_seed(seed)
         raw = torch.empty(self.raw.shape, dtype=torch.uint8, device=self.raw.device)
         for start in range(0, len(self), _DRAW_AT_ONCE):
             part = slice(start, start + _DRAW_AT_ONCE)
             raw[part] = self.batch(part, generator)
-        return Split(raw, self.labels)
+        return replace(self, raw=raw, scale=1, dynamic=False)
 
     def head(self, n: int) -> "Split":
         """The first n examples (all of them if there are fewer)."""
-        return replace(self, raw=self.raw[:n], labels=None if self.labels is None else self.labels[:n])
+        return self.select(slice(n))
+
+    def select(self, index: slice | Tensor) -> "Split":
+        """Some of the examples, in the order of `index`: a slice, or int64 positions."""
+        labels = None if self.labels is None else _take(self.labels, index)
+        raw = self.raw.select(index) if isinstance(self.raw, Rows) else _take(self.raw, index)
+        return replace(self, raw=raw, labels=labels)
+
+    def expand(self, shape: tuple[int, ...]) -> "Split":
+        """Examples of another shape, repeated along axes of length 1: grey pictures as RGB."""
+        raw = Broadcast(self.raw, shape) if isinstance(self.raw, Rows) else self.raw.expand(-1, *shape)
+        return replace(self, raw=raw)
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same examples on another device."""
-        return replace(self, raw=self.raw.to(device), labels=None if self.labels is None else self.labels.to(device))
+        """The same examples on another device; those of a stream stay on disk, and arrive there when they are read."""
+        raw = self.raw if isinstance(self.raw, Rows) else self.raw.to(device)
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, raw=raw, labels=labels, target=torch.device(device))
+
+    def describe(self, position: int) -> str:
+        """What a message calls one example: "training example 17", or its place in a stream's source."""
+        if isinstance(self.raw, Rows):
+            return self.raw.name(position)
+        return f"{'training' if self.name == 'train' else self.name} example {position}".strip()
+
+
+def _take(values: Tensor, part: slice | Tensor) -> Tensor:
+    return values[part] if isinstance(part, slice) else values.index_select(0, part.to(values.device))
 
 
 def _bernoulli_(p: Tensor, generator: torch.Generator) -> Tensor:

@@ -62,6 +62,35 @@ def divide_randomly(n: int, config: DataConfig) -> Division:
     return _without_empty({"train": train, "validation": validation, "test": test})
 
 
+def divide_given(sizes: dict[str, int], config: DataConfig) -> Division:
+    """A source's own parts, one after the other: training, then validation, then test, where there are any.
+
+    A missing part is divided off the training examples, as `divide_randomly` does it. `data.validation=0` or
+    `data.test=0` gives that part to training; it has no other fractions if it is the source's own.
+
+    Raises:
+        InputError: a fraction of a part that the source has of its own, or no training example left.
+    """
+    own = [name for name in ("validation", "test") if name in sizes]
+    for name in own:
+        if fraction := getattr(config, name):
+            raise InputError(
+                f"data.{name}={fraction}: {config.source} has its own {sizes[name]:,} {name} examples; leave "
+                f"data.{name} out, or set it to 0"
+            )
+    start = sizes["train"]
+    division = divide_randomly(start, config.model_copy(update=dict.fromkeys(own, 0.0)))
+    for name in own:
+        block = slice(start, start + sizes[name])
+        if getattr(config, name) is None:
+            division[name] = block
+        else:
+            every = torch.arange(block.stop)
+            division["train"] = torch.cat([every[division["train"]], every[block]])
+        start = block.stop
+    return {name: division[name] for name in ("train", "validation", "test") if name in division}
+
+
 def divide_in_blocks(n: int, config: DataConfig, validation: int, test: int) -> Division:
     """Three blocks in the order of the source: training first, then validation, then test.
 

@@ -11,6 +11,7 @@ from vaelab.config import DataConfig
 from vaelab.data.dataset import Dataset, Split
 from vaelab.data.division import Division, derive_seed
 from vaelab.data.spec import DataSpec, Kind
+from vaelab.data.stream import Rows, Thresholded
 from vaelab.errors import InputError
 
 
@@ -19,14 +20,15 @@ class Examples:
     """What a source holds, in its own order, and how it is to be divided.
 
     Attributes:
-        raw: `[N, *shape]`: uint8, int16 or int32 for levels (0 … levels − 1), float32 for real values.
+        raw: `[N, *shape]`: uint8, int16 or int32 for levels (0 … levels − 1), float32 for real values. `Rows` check
+            their values when they are read.
         levels: how many values a dimension can take; 2 is binary, None is real.
         division: which examples belong to which split.
         labels: `[N]` int64, or None.
         label_names: the names of label 0, 1, …, or None.
     """
 
-    raw: Tensor
+    raw: Tensor | Rows
     levels: int | None
     division: Division
     labels: Tensor | None = None
@@ -46,6 +48,9 @@ def prepare(examples: Examples, config: DataConfig) -> Dataset:
     Real values can be binarized where all lie in [0, 1]: they are the probabilities then. Data that are binary
     already stay as they are.
 
+    Streams are binarized when they are read. What `static` draws of an example is then a function of `data.seed` and
+    its position in the source (`vaelab.data.stream.Drawn`).
+
     Raises:
         InputError: settings that contradict each other or the data.
     """
@@ -56,7 +61,7 @@ def prepare(examples: Examples, config: DataConfig) -> Dataset:
     if config.binarize != "none":
         if config.values == "real":
             raise InputError(f"data.values=real and data.binarize={config.binarize} exclude each other; drop one")
-        if levels is None:
+        if levels is None and isinstance(examples.raw, Tensor):
             _check_probabilities(examples.raw, config)
         if kind != "binary":
             binary = _binarize(values, config)
@@ -65,14 +70,9 @@ def prepare(examples: Examples, config: DataConfig) -> Dataset:
     for name, part in examples.division.items():
         dynamic = config.binarize == "dynamic" and name == "train" and binary is not values
         whole = replace(values, dynamic=True) if dynamic else binary
-        labels = None if examples.labels is None else _take(examples.labels, part)
-        splits[name] = replace(whole, raw=_take(whole.raw, part), labels=labels)
+        splits[name] = replace(whole, labels=examples.labels, name=name).select(part)
     spec = DataSpec(tuple(examples.raw.shape[1:]), kind, {"binary": 2, "levels": levels, "real": None}[kind])
-    return Dataset(spec, splits, levels, examples.label_names, _fingerprint(splits))
-
-
-def _take(values: Tensor, part: slice | Tensor) -> Tensor:
-    return values[part] if isinstance(part, slice) else values.index_select(0, part)
+    return Dataset(spec, splits, levels, examples.label_names, _fingerprint(examples.raw, splits, config))
 
 
 def _levels(examples: Examples, config: DataConfig) -> int | None:
@@ -81,7 +81,8 @@ def _levels(examples: Examples, config: DataConfig) -> int | None:
         return examples.levels
     if examples.levels is None:
         raise InputError(f"data.levels={config.levels}: {config.source} holds real numbers, not integer levels")
-    highest = int(examples.raw.max())
+    # A stream's values are checked when they are read, against the levels that its source found here.
+    highest = int(examples.raw.max()) if isinstance(examples.raw, Tensor) else examples.levels - 1
     if highest >= config.levels:
         raise InputError(
             f"data.levels={config.levels}: {config.source} goes up to {highest}, so at least {highest + 1} are needed"
@@ -102,16 +103,28 @@ def _binarize(values: Split, config: DataConfig) -> Split:
     """All examples in the source's order, so that a picture's draw does not depend on the division."""
     if config.binarize == "threshold":
         # An integer level is above (L - 1) / 2 exactly if it is above that number rounded down.
-        middle = values.scale // 2 if not values.raw.is_floating_point() else 0.5
+        middle = 0.5 if values.raw.dtype.is_floating_point else values.scale // 2
+        if isinstance(values.raw, Rows):
+            return Split(Thresholded(values.raw, middle))
         return Split((values.raw > middle).to(torch.uint8))
     return replace(values, dynamic=True).fixed(derive_seed(config.seed, "binarization"))
 
 
-def _fingerprint(splits: dict[str, Split]) -> str:
+def _fingerprint(raw: Tensor | Rows, splits: dict[str, Split], config: DataConfig) -> str:
+    """SHA-256 over the stored values, the labels and the division.
+
+    Of a stream: over shape, type, a sample of the content (`Rows.sample`), the labels and the division. A change of a
+    value outside of the sample goes unnoticed; to find it would take a pass over all.
+    """
     digest = hashlib.sha256()
+    if isinstance(raw, Rows):
+        digest.update(f"stream {raw.shape} {raw.dtype} {config.binarize} {config.seed}".encode())
+        for piece in raw.sample():
+            digest.update(piece)
     for name, split in splits.items():
         digest.update(f"{name} {split.scale} {split.dynamic}".encode())
-        for tensor in (split.raw, split.labels):
+        values = split.raw.place(torch.arange(len(split))) if isinstance(split.raw, Rows) else split.raw
+        for tensor in (values, split.labels):
             if tensor is None:
                 digest.update(b" no labels")
                 continue

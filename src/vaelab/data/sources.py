@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from vaelab.config import DataConfig, nearest
-from vaelab.data import freyfaces, mnist
+from vaelab.data import freyfaces, hub, mnist
 from vaelab.data.arrays import load_array
 from vaelab.data.dataset import Dataset
 from vaelab.data.division import divide_randomly
@@ -38,7 +38,7 @@ _NAMED: dict[str, Callable[[DataConfig], Examples]] = {
 
 
 def load(config: DataConfig) -> Dataset:
-    """The data set that `config.source` names: a named set, a folder of pictures, or a `.npy` or `.npz` file.
+    """The data set that `config.source` names: a named set, a folder, a `.npy` or `.npz` file, or `hf:owner/name`.
 
     A name goes before a folder of the same name; `./digits` is the folder.
 
@@ -47,25 +47,25 @@ def load(config: DataConfig) -> Dataset:
         VaelabError: a download fails.
     """
     source = config.source
+    if source.startswith(hub.PREFIX):
+        return prepare(hub.load_hub(source, config), config)
     path = Path(source).expanduser()
     if source not in _NAMED and path.is_dir():
         return prepare(load_folder(path, config), config)
     if config.size is not None and (source in _NAMED or path.exists()):
         raise InputError(f"data.size={config.size}: only a folder of pictures is resized; leave it out for {source}")
+    if source in _NAMED and config.stream is True:
+        raise InputError(f"data.stream=true: {source} is always in memory; leave data.stream out")
     if source in _NAMED:
         return prepare(_NAMED[source](config), config)
     if path.is_file():
         if path.suffix.lower() not in (".npy", ".npz"):
             raise InputError(f"{source}: not a kind of data file; use .npy, .npz or a folder of pictures")
         return prepare(load_array(path, config), config)
-    if source.startswith("hf:"):
-        raise InputError(
-            f"{source}: the Hugging Face Hub is not supported yet; save it as .npz or a folder of pictures"
-        )
     if len(path.parts) > 1 or path.suffix.lower() in (".npy", ".npz"):
         raise InputError(f"{source}: no such file or folder")
     raise InputError(
-        f"unknown data source {source}; {nearest(source, _NAMED)} A folder, .npy or .npz file will do, too"
+        f"unknown data source {source}; {nearest(source, _NAMED)} A folder, .npy, .npz or hf:owner/name will do, too"
     )
 
 
@@ -79,11 +79,18 @@ def sources() -> list[tuple[str, str, str]]:
         ("FOLDER", "your pictures, any format and size: data.size=64", "yours"),
         ("FILE.npy", "your array [N, D], [N, H, W] or [N, C, H, W]", "yours"),
         ("FILE.npz", "the same as array x; integer labels as y", "yours"),
+        ("hf:OWNER/NAME", "a data set of the Hugging Face Hub", hub.status()),
+        ("hf:FOLDER", "what its save_to_disk writes, or parquet files", hub.status()),
     ]
+
+
+def takes_size(source: str) -> bool:
+    """Whether the pictures of a source may be brought to one size (`data.size`)."""
+    return source.startswith(hub.PREFIX) or (source not in _NAMED and Path(source).expanduser().is_dir())
 
 
 def settled(config: DataConfig, dataset: Dataset) -> DataConfig:
     """The configuration that reads these data again from anywhere: an absolute path, the levels that were found."""
     path = Path(config.source).expanduser()
-    source = str(path.resolve()) if config.source not in _NAMED and path.exists() else config.source
+    source = str(path.resolve()) if config.source not in _NAMED and path.exists() else hub.absolute(config.source)
     return config.model_copy(update={"source": source, "levels": dataset.levels})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaelab.data import Split
+from vaelab.data import Split, prefetch
 from vaelab.model import VAE, Terms
 from vaelab.noise import generator
 
@@ -108,10 +108,9 @@ def chunks_of_terms(model: VAE, x: Tensor, num_samples: int, noise: torch.Genera
 
 def batches(split: Split, seed: int) -> Iterator[tuple[Tensor, torch.Generator]]:
     """Batches of a split, each with a generator of its own."""
-    device = split.raw.device
-    for index, rows in enumerate(torch.arange(len(split), device=device).split(EXAMPLES)):
-        noise = generator(seed, "evaluate", index, device=device)
-        yield split.batch(rows, noise), noise
+    for index, raw in enumerate(prefetch(split, torch.arange(len(split)).split(EXAMPLES))):
+        noise = generator(seed, "evaluate", index, device=split.device)
+        yield split.convert(raw, noise), noise
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vaelab.data import Split
+from vaelab.data import Split, prefetch
 from vaelab.model import VAE
 
 ACTIVE = 0.01
@@ -18,8 +18,8 @@ def latents(model: VAE, examples: Split) -> tuple[Tensor, Tensor | None]:
     """
     means: list[Tensor] = []
     sums: list[Tensor] = []
-    for rows in torch.arange(len(examples), device=examples.raw.device).split(_EXAMPLES):
-        posterior = model.encode(examples.batch(rows))
+    for raw in prefetch(examples, torch.arange(len(examples)).split(_EXAMPLES)):
+        posterior = model.encode(examples.convert(raw))
         means.append(posterior.mean.cpu())
         if (kl := model.prior.kl(posterior)) is not None:
             sums.append(kl.double().sum(0).cpu())

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vaelab import pictures
-from vaelab.data import DataSpec, Split
+from vaelab.data import DataSpec, Split, prefetch
 from vaelab.errors import InputError
 from vaelab.evaluation.estimates import OUTPUT_NUMBERS
 from vaelab.files import replacing
@@ -40,8 +40,9 @@ def show(model: VAE, z: Tensor, draw: bool, noise: torch.Generator) -> Tensor:
 
 def posteriors(model: VAE, examples: Split, index: Tensor | None = None) -> Iterator[PosteriorDistribution]:
     """q(z|x) of the examples at `index` (all of them by default), batch by batch."""
-    for rows in (torch.arange(len(examples)) if index is None else index).split(EXAMPLES):
-        yield model.encode(examples.batch(rows))
+    positions = torch.arange(len(examples)) if index is None else index
+    for raw in prefetch(examples, positions.split(EXAMPLES)):
+        yield model.encode(examples.convert(raw))
 
 
 # -- words ---------------------------------------------------------------------------------------------------------

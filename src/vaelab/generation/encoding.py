@@ -84,7 +84,7 @@ def _every_example(run: Run, source: str) -> Split:
     dataset = _undivided(run, source)
     examples, wanted, found = dataset["train"].fixed(run.config.data.seed), run.spec, dataset.spec
     if wanted.shape[0] == 3 and found.shape == (1, *wanted.shape[1:]):
-        examples = replace(examples, raw=examples.raw.expand(-1, *wanted.shape))
+        examples = examples.expand(wanted.shape)
         found = replace(found, shape=wanted.shape)
     if found != wanted:
         raise InputError(f"{source}: holds {describe(found)}; {run} was trained on {describe(wanted)}")
@@ -96,8 +96,10 @@ def _undivided(run: Run, source: str) -> Dataset:
     keys = run.config.data.model_dump() | {"source": source, "validation": 0, "test": 0}
     if keys["binarize"] == "dynamic":
         keys["binarize"] = "static"  # the draw that held-out examples have anyway
-    if not Path(source).expanduser().is_dir():
+    if not datasets.takes_size(source):
         keys["size"] = None
+    if source != run.config.data.source:
+        keys["stream"] = "auto"
     config = section("data", keys)
     assert isinstance(config, DataConfig)
     try:

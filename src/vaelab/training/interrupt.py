@@ -13,6 +13,7 @@ class Interrupted(VaelabError):
     """Training was stopped from outside, after everything had been saved (exit code 130)."""
 
     exit_code = 130
+    met_by_all = True
 
 
 class StopRequest:

@@ -1,4 +1,4 @@
-"""Training: from a recipe to a run folder. One step is `_step`; read it first.
+"""Training: from a recipe to a run folder. One update is `_step`; read it first.
 
 A run is a function of its configuration and its data. The permutation of an epoch comes from (seed, epoch), the
 noise of a step from (seed, step): so a run that was stopped goes on exactly where it was.
@@ -7,37 +7,34 @@ noise of a step from (seed, step): so a run that was stopped goes on exactly whe
 import json
 import math
 import os
-import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from vaelab import __version__, film, recipes
-from vaelab import data as datasets
-from vaelab.composition import compose, compose_objective, settle
-from vaelab.config import Config, TrainingConfig, resolve
-from vaelab.data import Dataset, Split
+from vaelab.config import TrainingConfig
+from vaelab.data.stream import prefetch
 from vaelab.errors import InputError, VaelabError
 from vaelab.files import write_text
-from vaelab.model import VAE
-from vaelab.noise import generator, seed_of
-from vaelab.objectives import Objective
-from vaelab.runs import Run, check_free, claim_name, write_tensors
-from vaelab.training.interrupt import Interrupted, stop_request
+from vaelab.objectives import Loss
+from vaelab.runs import Run, write_tensors
+from vaelab.training.interrupt import Interrupted, StopRequest, stop_request
+from vaelab.training.job import Job, begin, resume, settle_speed
+from vaelab.training.processes import Followed
 from vaelab.training.progress import Reporter
+from vaelab.training.replay import explain
 from vaelab.training.schedule import learning_rate
-from vaelab.training.state import State
 from vaelab.training.threads import Threads
+from vaelab.training.trackers import Trackers
+from vaelab.training.validation import close_epoch
 
-CHECKPOINT_SECONDS = 15.0
-EVALUATION_ROWS = 1_000
+LOOK_EVERY = 20  # updates between two readings of what the device has counted
 
 
 def train(
@@ -68,239 +65,241 @@ def train(
     Raises:
         InputError: wrong input; nothing has been written then.
         Interrupted: stopped by Ctrl-C or SIGTERM; the run folder is complete and can be resumed.
+        VaelabError: training diverged, or the data or the disk failed; the last checkpoint is whole.
     """
     source = None if data is None else os.fspath(data)
     shorthands = {"data.source": source, "training.epochs": epochs, "training.seed": seed}
     chosen = {**(overrides or {}), **{key: value for key, value in shorthands.items() if value is not None}}
-    if not resume:
-        run, job = _begin(recipe or "vae", chosen, out)
-    elif recipe or chosen:
+    if resume and (recipe or chosen):
         raise InputError("--resume takes everything from the run folder; give --out RUN and nothing else")
-    else:
-        run, job = _continue(out)
-    with Threads(run.config.training.threads) as threads:
-        try:
-            completed = _fit(run, job, threads, progress)
-        except Diverged:
-            if not job.state.best:  # nothing was learned: leave nothing
-                shutil.rmtree(run.path)
-            raise
-        from vaelab.report import publish  # draws pictures: imported late, for training itself needs none of it
-
-        publish(run, job.dataset, job.state.frames)
+    run, job = _resume(out) if resume else begin(recipe or "vae", chosen, out)
+    try:
+        completed = _train(run, job, progress)
+    except Diverged:
+        nothing = not (job.state.best or (run.path / "checkpoint").exists())
+        if job.processes.is_first and nothing:  # nothing was learned: leave nothing
+            shutil.rmtree(run.path)
+        raise
+    except Followed:
+        raise
+    except (OSError, VaelabError) as error:
+        raise Broken(f"{error}; `vaelab train --resume --out {run}` goes on from the last checkpoint", error) from None
+    finally:
+        job.processes.close()
     if not completed:
         raise Interrupted(f"stopped; {run} is complete as it stands, and `vaelab train --resume --out {run}` goes on")
     return run
 
 
-@dataclass
-class Job:
-    """What one call of `train` works with."""
-
-    dataset: Dataset
-    state: State
-    device: torch.device
-    epochs: int
-    steps_per_epoch: int
+_resume = resume  # the keyword of `train` hides it there
 
 
-def _begin(recipe_name: str, overrides: Mapping[str, Any], out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
-    recipe = recipes.load(recipe_name)
-    config = resolve(recipe_name, recipe.tables, overrides)
-    if out is not None:
-        check_free(Path(out))
-    dataset = datasets.load(config.data)
-    config = replace(settle(config, dataset.spec), data=datasets.settled(config.data, dataset))
-    job = _job(config, dataset)
-    path = Path(out) if out is not None else claim_name(recipe_name, config.data.source)
-    about: dict[str, Any] = {
-        "fingerprint": dataset.fingerprint,
-        "examples": {name: len(split) for name, split in dataset.splits.items()},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "vaelab": __version__,
-        "torch": torch.__version__,
-        "command": command(recipe_name, overrides, out),
-    }
-    if dataset.label_names is not None:
-        about["label_names"] = list(dataset.label_names)
-    return Run.create(path, config, dataset.spec, **about), job
+class Diverged(VaelabError):
+    """The loss is no longer a finite number (exit code 1)."""
+
+    met_by_all = True
 
 
-def _continue(out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
-    if out is None:
-        raise InputError("--resume needs the run folder: --out RUN")
-    run = Run.open(out)
-    job = _job(run.config, run.data())
-    if (run.path / "checkpoint" / "latest.json").exists():  # else it ended before its first checkpoint: begin again
-        job.state.restore(run.path / "checkpoint")
-    if len(run.metrics()) < job.state.counters.epoch:
-        raise InputError(f"{run}/metrics.jsonl: has fewer lines than the checkpoint has epochs; train the run again")
-    return run, job
+class Broken(VaelabError):
+    """Training ended in the middle, for a reason outside of it: the disk, the data."""
 
-
-def _job(config: Config, dataset: Dataset) -> Job:
-    training = config.training
-    device = _device(training.device)
-    examples = len(dataset["train"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(training.seed, "weights"))
-        model = compose(config, dataset.spec)
-    objective = compose_objective(config, model).to(device)
-    start_at_data(model, dataset["train"])
-    model.to(device)
-    parameters = [*model.parameters(), *objective.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=training.learning_rate, eps=training.adam_epsilon, fused=True)
-    state = State(model, objective, optimizer)
-    resident = replace(dataset, splits={name: split.to(device) for name, split in dataset.splits.items()})
-    return Job(resident, state, device, training.planned_epochs(examples), training.steps_per_epoch(examples))
-
-
-def start_at_data(model: VAE, split: Split) -> None:
-    """Start the decoder's bias and the likelihood's own parameters at the mean and spread of the training data."""
-    count = 0
-    total = torch.zeros(model.event_shape, dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for rows in torch.arange(len(split)).split(EVALUATION_ROWS):
-        x = split.batch(rows, generator("start")).double()
-        count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=0).sqrt()
-    outputs = model.likelihood.initialize(mean.float(), std.float())
-    bias = getattr(model.decoder, "bias", None)
-    if isinstance(bias, Tensor):
-        with torch.no_grad():
-            bias.copy_(outputs)
+    def __init__(self, message: str, cause: Exception) -> None:
+        super().__init__(message)
+        self.exit_code = getattr(cause, "exit_code", 1)
 
 
 # -- the loop ------------------------------------------------------------------------------------------------------
 
 
-def _fit(run: Run, job: Job, threads: Threads, progress: bool) -> bool:
+def _train(run: Run, job: Job, progress: bool) -> bool:
+    """Train and publish. Returns whether the end was reached."""
+    config = run.config.training
+    numbers = settle_speed(job, config)
+    device = job.processes.device
+    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+        with Threads(numbers, job.state.threads) as threads:
+            trackers = Trackers(run) if job.processes.is_first else None
+            completed = _fit(run, job, threads, trackers, progress and job.processes.is_first)
+        if job.processes.is_first:
+            from vaelab.report import publish  # draws pictures: imported late, for training itself needs none of it
+
+            publish(run, job.dataset, job.state.frames)
+            if trackers:
+                trackers.finish(run, job.state.counters.step)
+        job.processes.wait()
+    return completed
+
+
+def _fit(run: Run, job: Job, threads: Threads, trackers: Trackers | None, progress: bool) -> bool:
     """Train to the end, or until asked to stop. Returns whether the end was reached."""
-    state, counters = job.state, job.state.counters
+    state, counters, config = job.state, job.state.counters, run.config.training
     lines = run.metrics()[: counters.epoch]
     reporter = Reporter(job.epochs, counters.step, job.steps_per_epoch, progress)
     saved = time.monotonic()
+    stopped = False
     with stop_request() as stop, reporter:
-        while counters.epoch < job.epochs and not stop.requested:
-            began, before = time.monotonic(), counters.step
-            for _ in _epoch(job, run.config.training, threads):
+        while not (stopped or _is_over(job, config)):
+            before, seconds = counters.step, counters.seconds
+            for _ in _epoch(job, config, threads):
                 reporter.step(counters.step)
-                if stop.requested:
+                stopped, due = _look(job, config, stop, time.monotonic() - saved > config.checkpoint_seconds)
+                if stopped:
                     break
-            elapsed = time.monotonic() - began
-            counters.seconds += elapsed
+                if due:
+                    _save(run, job, lines, threads)
+                    saved = time.monotonic()
+                if counters.skipped_in_a_row >= config.max_skipped:
+                    _give_up(run, job, lines)
+            _count(job, config)
             if counters.batch < job.steps_per_epoch:
                 break
-            lines.append(_close_epoch(job, run.config.training))
+            lines.append(close_epoch(job, config))
             if not _is_finite(lines[-1]):
                 _give_up(run, job, lines[:-1])
-            batch_size = min(run.config.training.batch_size, len(job.dataset["train"]))
-            speed = (counters.step - before) * batch_size / elapsed
+            speed = (counters.step - before) * job.batch_size / max(1e-9, counters.seconds - seconds)
             reporter.epoch(counters.epoch, counters.step, lines[-1]["validation"] or lines[-1]["train"], speed)
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                _save(run, job, lines)
-                saved = time.monotonic()
+            if trackers:
+                trackers.line(lines[-1])
     if not state.best:
         state.keep_best()
-    _save(run, job, lines)
-    return counters.epoch == job.epochs
+    _save(run, job, lines, threads)
+    return _is_over(job, config)
+
+
+def _is_over(job: Job, config: TrainingConfig) -> bool:
+    counters = job.state.counters
+    impatient = config.patience is not None and counters.since_best >= config.patience
+    return counters.epoch >= job.epochs or impatient
 
 
 def _epoch(job: Job, config: TrainingConfig, threads: Threads) -> Iterator[None]:
-    """The batches of one epoch that are still to do.
-
-    A remainder that fills no batch is left out; the permutation differs from epoch to epoch, so all is seen.
-    """
+    """The batches of one epoch that are still to do."""
     state, counters = job.state, job.state.counters
     split = job.dataset["train"]
-    order = torch.randperm(len(split), generator=generator(config.seed, "epoch", counters.epoch)).to(job.device)
-    noise = torch.Generator(job.device)
-    total_steps = job.epochs * job.steps_per_epoch
-    batches = order.split(config.batch_size)[: job.steps_per_epoch]
     state.model.train()
-    for rows in batches[counters.batch :]:
+    began = time.perf_counter()
+    for raw in prefetch(split, job.shares(config)[counters.batch :]):
         threads.begin_step()
-        noise.manual_seed(seed_of(config.seed, "step", counters.step))
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(counters.step, total_steps, config)
-        metrics = _step(state, split.batch(rows, noise), noise, config)
-        for name, value in metrics.items():
-            state.sums[name] = state.sums.get(name, 0.0) + value
+        _step(job, raw, config)
         threads.end_step()
         counters.step += 1
         counters.batch += 1
+        now = time.perf_counter()
+        counters.seconds += now - began
         yield
+        began = time.perf_counter()
 
 
-def _step(state: State, x: Tensor, noise: torch.Generator, config: TrainingConfig) -> dict[str, Tensor]:
-    """One update. Nothing here waits for the device."""
-    terms = state.model.terms(x, state.objective.num_samples, noise, _network_dtype(config))
-    loss = state.objective(terms)
+def _step(job: Job, raw: Tensor, config: TrainingConfig) -> None:
+    """One update from this process's share of a batch, as stored. Nothing here waits for the device."""
+    state, counters, split = job.state, job.state.counters, job.dataset["train"]
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(counters.step, job.steps_per_epoch, job.epochs, config, counters.reductions)
+    state.objective.step = counters.step
     state.optimizer.zero_grad(set_to_none=True)
-    loss.value.backward()
+    parts = raw.chunk(config.gradient_accumulation)
+    metrics: list[Tensor] = []
+    for number, part in enumerate(parts, start=1):
+        noise = job.noise(config.seed, counters.step, number - 1)
+        x = split.convert(part, noise)
+        with nullcontext() if number == len(parts) else job.processes.no_sync(job.forward):
+            loss: Loss = job.forward(x, noise, job.dtype)
+            state.scaler.scale(loss.value / len(parts)).backward()
+        metrics.append(torch.stack(list(loss.metrics.values())))
+        job.names = list(loss.metrics)
+    job.reports.append((metrics, _update(job, config)))
+
+
+def _update(job: Job, config: TrainingConfig) -> Tensor:
+    """Move the weights along the gradients, unless these are not finite. Returns the gradients' norm before clipping.
+
+    The fused optimizer leaves everything as it is where its `found_inf` is 1, on the device, without telling the host.
+    """
+    state = job.state
+    state.scaler.unscale_(state.optimizer)
+    norm = get_total_norm([p.grad for p in job.parameters if p.grad is not None])
     if config.gradient_clip < math.inf:
-        torch.nn.utils.clip_grad_norm_(
-            [p for g in state.optimizer.param_groups for p in g["params"]], config.gradient_clip
-        )
-    state.optimizer.step()
-    return loss.metrics
+        clip_grads_with_norm_(job.parameters, config.gradient_clip, norm)
+    if state.scaler.is_enabled():
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        state.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        state.optimizer.step()
+    if state.average is not None:
+        state.average.update_parameters(state.model)
+    return norm
 
 
-def _close_epoch(job: Job, config: TrainingConfig) -> dict[str, Any]:
-    """Validate, keep the best weights, take a frame; returns the line for metrics.jsonl."""
-    state, counters = job.state, job.state.counters
-    train_metrics = {name: float(value) / counters.batch for name, value in state.sums.items()}
-    validation = None
-    if "validation" in job.dataset.splits:
-        validation = measure(state.model, state.objective, job.dataset["validation"], config.seed)
-    counters.epoch += 1
-    counters.batch = 0
-    state.sums = {}
-    # Without validation data there is nothing to choose by: the last weights are the result.
-    loss = train_metrics["loss"] if validation is None else validation["loss"]
-    if math.isfinite(loss) and (validation is None or loss < counters.best_loss):
-        counters.best_epoch = counters.epoch
-        counters.best_loss = math.inf if validation is None else loss
-        state.keep_best()
-    _take_frame(job)
-    return {
-        "epoch": counters.epoch,
-        "step": counters.step,
-        "seconds": round(counters.seconds, 3),
-        "train": train_metrics,
-        "validation": validation,
-    }
+# -- between the steps ---------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def measure(model: VAE, objective: Objective, split: Split, seed: int) -> dict[str, float]:
-    """The objective's metrics over a whole split in float32, with the same noise at every call."""
-    model.eval()
-    sums: dict[str, float] = {}
-    noise = generator(seed, "validation", device=split.raw.device)
-    at_once = max(1, EVALUATION_ROWS // objective.num_samples)
-    for rows in torch.arange(len(split), device=split.raw.device).split(at_once):
-        terms = model.terms(split.batch(rows, noise), objective.num_samples, noise)
-        for name, value in objective(terms).metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(rows)
-    return {name: value / len(split) for name, value in sums.items()}
+def _look(job: Job, config: TrainingConfig, stop: StopRequest, due: bool) -> tuple[bool, bool]:
+    """Whether to stop and whether to save. Several processes must agree, so they ask each other once in a while."""
+    if job.processes.count > 1:
+        if job.state.counters.step % LOOK_EVERY:
+            return False, False
+        stopped, due = job.processes.any(stop.requested, due)
+    else:
+        stopped = stop.requested
+    if stopped or due or len(job.reports) >= LOOK_EVERY:
+        _count(job, config)
+    return stopped, due
 
 
-def _take_frame(job: Job) -> None:
-    """A frame of the report's animation, if examples are pictures and it is time for one."""
-    state, counters = job.state, job.state.counters
-    if len(state.model.event_shape) != 3 or counters.epoch % counters.frame_stride:
+def _count(job: Job, config: TrainingConfig) -> None:
+    """Read what the last updates have left on the device, over all processes: metrics, and which were skipped."""
+    if not job.reports:
         return
-    state.frames.append(film.frame(state.model, job.dataset.splits.get("validation", job.dataset["train"])))
-    if len(state.frames) == film.MOST:  # keep every second, and take them half as often from here on
-        state.frames = state.frames[1::2]
-        counters.frame_stride *= 2
+    counters = job.state.counters
+    metrics = torch.stack([torch.stack(parts) for parts, _ in job.reports]).double().mean(1)
+    norms = torch.stack([norm for _, norm in job.reports]).double()
+    rows = torch.cat([metrics, norms[:, None]], 1).cpu()
+    job.reports.clear()
+    good = rows[rows.isfinite().all(1), :-1]
+    totals = job.processes.sum([*good.sum(0).tolist(), float(len(good))])
+    for name, total in zip(job.names, totals, strict=False):
+        counters.sums[name] = counters.sums.get(name, 0.0) + total
+    counters.counted += round(totals[-1])
+    for back, finite in enumerate(rows[:, -1].isfinite().tolist()):
+        counters.skipped_in_a_row = 0 if finite else counters.skipped_in_a_row + 1
+        if finite:
+            continue
+        counters.skipped += 1
+        step = counters.step - len(rows) + back
+        if counters.first_skipped is None and (why := _why(job, config, step)):
+            counters.first_skipped = f"update {step + 1} was skipped, for {why}"
+            if job.processes.is_first:
+                print(f"vaelab: {counters.first_skipped}", file=sys.stderr, flush=True)
 
 
-def _save(run: Run, job: Job, lines: list[dict[str, Any]]) -> None:
+def _why(job: Job, config: TrainingConfig, step: int) -> str:
+    """Replay a skipped update, each process its own share, and say what was not finite.
+
+    Empty under float16 if all was finite in the replay: loss scaling then finds its scale, which is nothing to report.
+    """
+    state, split = job.state, job.dataset["train"]
+    rows = job.shares(config)[step - (state.counters.step - state.counters.batch)]
+    found = ""
+    for number, part in enumerate(rows.chunk(config.gradient_accumulation)):
+        noise = job.noise(config.seed, step, number)
+        x = split.convert(split.read(part), noise)
+        found = explain(state.model, state.objective, x, noise, job.dtype, lambda b, p=part: split.describe(int(p[b])))
+        if found:
+            break
+    found = job.processes.first_word(found)
+    if found or state.scaler.is_enabled():
+        return found
+    return "its gradient was not finite; it was, when the update was tried again"
+
+
+def _save(run: Run, job: Job, lines: list[dict[str, Any]], threads: Threads) -> None:
     """The checkpoint comes last: what it counts on is there, wherever this is cut off."""
-    _save_results(run, job, lines)
+    if not job.processes.is_first:
+        return
+    if job.state.best:
+        _save_results(run, job, lines)
+    job.state.threads = threads.chosen
     job.state.save(run.path / "checkpoint")
 
 
@@ -309,51 +308,20 @@ def _save_results(run: Run, job: Job, lines: list[dict[str, Any]]) -> None:
     write_tensors(run.path / "model.safetensors", job.state.best)
 
 
-class Diverged(VaelabError):
-    """The loss is no longer a finite number (exit code 1)."""
-
-
 def _is_finite(line: dict[str, Any]) -> bool:
     values = [*line["train"].values(), *(line["validation"] or {}).values()]
-    return all(math.isfinite(value) for value in values)
+    return bool(line["train"]) and all(math.isfinite(value) for value in values)
 
 
 def _give_up(run: Run, job: Job, lines: list[dict[str, Any]]) -> NoReturn:
     """Keep the best weights of the finite epochs `lines`, if there are any, and say what to do."""
+    counters = job.state.counters
+    what = "training diverged in its first epoch" if not lines else f"training diverged in epoch {len(lines) + 1}"
+    if counters.skipped_in_a_row:
+        what += f": {counters.skipped_in_a_row} updates in a row had no finite gradient"
+    if lines:
+        if job.processes.is_first:
+            _save_results(run, job, lines)
+        what += f"; {run} keeps the weights of epoch {counters.best_epoch}"
     remedy = "lower training.learning_rate, set training.gradient_clip=1, or scale the data to values near 1"
-    if not lines:
-        job.state.best = {}
-        raise Diverged(f"training diverged in its first epoch; {remedy}")
-    _save_results(run, job, lines)
-    kept = f"{run} keeps the weights of epoch {run.best()['epoch']}"  # type: ignore[index]
-    raise Diverged(f"training diverged in epoch {len(lines) + 1}; {kept}; {remedy}")
-
-
-# -- small things --------------------------------------------------------------------------------------------------
-
-
-def command(recipe: str, overrides: Mapping[str, Any], out: str | os.PathLike[str] | None) -> str:
-    """The command line that makes this run."""
-    words = ["vaelab", "train", recipe]
-    options = {"data.source": "--data", "training.epochs": "--epochs", "training.seed": "--seed"}
-    for key, value in overrides.items():
-        text = json.dumps(value) if isinstance(value, bool | list | tuple) else str(value)
-        words += [options[key], text] if key in options else [f"{key}={text}"]
-    if out is not None:
-        words += ["--out", os.fspath(out)]
-    return shlex.join(words)
-
-
-def _network_dtype(config: TrainingConfig) -> torch.dtype | None:
-    return torch.bfloat16 if config.precision == "bfloat16" else None
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError):
-        raise InputError(f"training.device={name}: not to be had here; use auto or cpu") from None
-    return device
+    raise Diverged(f"{what}; {remedy}")

@@ -1,0 +1,285 @@
+"""What one call of `train` works with, and how it is set up: anew, or from a checkpoint."""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vaelab import __version__, recipes
+from vaelab import data as datasets
+from vaelab.composition import compose, compose_objective, settle
+from vaelab.config import Config, TrainingConfig, resolve
+from vaelab.data import Dataset, Split
+from vaelab.errors import InputError
+from vaelab.model import VAE
+from vaelab.noise import generator, seed_of
+from vaelab.objectives import Loss, Objective
+from vaelab.runs import Run, check_free, claim_name
+from vaelab.training import precision
+from vaelab.training.compiling import compile_networks
+from vaelab.training.processes import Processes
+from vaelab.training.state import State, read_checkpoint, restore
+from vaelab.training.threads import candidates
+from vaelab.training.trackers import check_installed
+
+START_EXAMPLES = 10_000  # of a stream, to start the decoder at the data
+EXAMPLES_AT_ONCE = 1_000
+
+
+class Forward(nn.Module):
+    """Model and objective as one module, for that is what several processes wrap: examples -> loss."""
+
+    def __init__(self, model: VAE, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, x: Tensor, noise: torch.Generator, dtype: torch.dtype | None) -> Loss:
+        return self.objective(self.model.terms(x, self.objective.num_samples, noise, dtype))
+
+
+@dataclass
+class Job:
+    """What one call of `train` works with.
+
+    Attributes:
+        forward: model and objective, wrapped so that gradients are those of all processes.
+        parameters: everything that the optimizer moves.
+        reports: of the updates since they were last read: the metrics of each part of the batch, and the gradients'
+            norm. They stay on the device until then.
+        names: of the metrics.
+    """
+
+    dataset: Dataset
+    state: State
+    processes: Processes
+    forward: nn.Module
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    parameters: list[nn.Parameter]
+    reports: list[tuple[list[Tensor], Tensor]] = field(default_factory=list[tuple[list[Tensor], Tensor]])
+    names: list[str] = field(default_factory=list[str])
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What the networks compute in; None for float32."""
+        return precision.DTYPES[self.state.precision]
+
+    def shares(self, config: TrainingConfig) -> list[Tensor]:
+        """The positions that this process takes of every batch of the running epoch.
+
+        A remainder that fills no batch is left out; the permutation differs from epoch to epoch, so all is seen.
+        """
+        split = self.dataset["train"]
+        order = torch.randperm(len(split), generator=generator(config.seed, "epoch", self.state.counters.epoch))
+        batches = order.split(self.batch_size)[: self.steps_per_epoch]
+        mine = slice(self.processes.rank, None, self.processes.count)
+        place = "cpu" if split.streams else split.device
+        return [rows[mine].to(place) for rows in batches]
+
+    def noise(self, seed: int, step: int, part: int) -> torch.Generator:
+        """The random numbers of a step's part in this process; layers that draw for themselves get them, too."""
+        place = (self.processes.rank, part)
+        key = seed_of(seed, "step", step, *(place if any(place) else ()))
+        device = self.processes.device
+        own = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+        own.manual_seed(key ^ 1)
+        return torch.Generator(device).manual_seed(key)
+
+
+# -- anew, or from a checkpoint ------------------------------------------------------------------------------------
+
+
+def begin(recipe_name: str, overrides: Mapping[str, Any], out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
+    """A new run: its folder with config.toml, and the job."""
+    processes = Processes()
+    mine: list[tuple[Run, Job]] = []
+
+    def create() -> bytes:
+        mine.append(_create(recipe_name, overrides, out, processes))
+        run = mine[0][0]
+        return json.dumps([str(run), (run.path / "config.toml").read_text()]).encode()
+
+    path, text = json.loads(processes.from_first(create))
+    if not mine:  # the others read what the first has written; with its fingerprint, for all must see the same data
+        run = Run.parse(Path(path), text)
+        mine.append((run, make_job(run.config, run.data(), processes)))
+    run, job = mine[0]
+    job.forward = processes.wrap(job.forward)  # now that all are here
+    return run, job
+
+
+def resume(out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
+    """The run in `out`, and its job as of the last checkpoint; as of the start if it ended before there was one."""
+    if out is None:
+        raise InputError("--resume needs the run folder: --out RUN")
+    processes = Processes()
+
+    def read() -> bytes:
+        run = Run.open(out)
+        return json.dumps([str(run), (run.path / "config.toml").read_text()]).encode()
+
+    path, text = json.loads(processes.from_first(read))
+    run = Run.parse(Path(path), text)
+    job = make_job(run.config, run.data(), processes)
+    folder = run.path / "checkpoint"
+    found = processes.from_first(lambda: b"yes" if (folder / "latest.json").exists() else b"")
+    if found:
+        numbers = processes.from_first(lambda: read_checkpoint(folder)[0])
+        content = processes.from_first(lambda: read_checkpoint(folder)[1])
+        restore(job.state, folder, numbers, content)
+    if processes.is_first and len(run.metrics()) < job.state.counters.epoch:
+        raise InputError(f"{run}/metrics.jsonl: has fewer lines than the checkpoint has epochs; train the run again")
+    job.forward = processes.wrap(job.forward)
+    return run, job
+
+
+def _create(
+    recipe_name: str, overrides: Mapping[str, Any], out: str | os.PathLike[str] | None, processes: Processes
+) -> tuple[Run, Job]:
+    recipe = recipes.load(recipe_name)
+    config = resolve(recipe_name, recipe.tables, overrides)
+    if out is not None:
+        check_free(Path(out))
+    check_installed(config.training.log_with)
+    dataset = datasets.load(config.data)
+    config = replace(settle(config, dataset.spec), data=datasets.settled(config.data, dataset))
+    job = make_job(config, dataset, processes)
+    path = Path(out) if out is not None else claim_name(recipe_name, config.data.source)
+    about: dict[str, Any] = {
+        "fingerprint": dataset.fingerprint,
+        "examples": {name: len(split) for name, split in dataset.splits.items()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "vaelab": __version__,
+        "torch": torch.__version__,
+        "command": command(recipe_name, overrides, out),
+    }
+    if dataset.label_names is not None:
+        about["label_names"] = list(dataset.label_names)
+    return Run.create(path, config, dataset.spec, **about), job
+
+
+def make_job(config: Config, dataset: Dataset, processes: Processes) -> Job:
+    """The job at its first step."""
+    training = config.training
+    processes.use(training.device)
+    device = processes.device
+    if training.patience is not None and "validation" not in dataset.splits:
+        raise InputError(f"training.patience={training.patience}: there are no validation data to stop by")
+    examples = len(dataset["train"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(training.seed, "weights"))
+        model = compose(config, dataset.spec)
+    objective = compose_objective(config, model).to(device)
+    start_at_data(model, dataset["train"])
+    model.to(device)
+    average = None
+    if training.ema_decay:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay), use_buffers=True)
+    epochs, steps = training.planned_epochs(examples), training.steps_per_epoch(examples)
+    compile_networks(model, training.compile, device, epochs * steps)
+    parameters = [*model.parameters(), *objective.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=training.learning_rate, eps=training.adam_epsilon, weight_decay=training.weight_decay, fused=True
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "float16")
+    state = State(model, objective, optimizer, scaler, average, training.precision, torch.get_num_threads())
+    return Job(
+        dataset=replace(dataset, splits={name: split.to(device) for name, split in dataset.splits.items()}),
+        state=state,
+        processes=processes,
+        forward=Forward(model, objective),
+        epochs=epochs,
+        steps_per_epoch=steps,
+        batch_size=_divisible(training, examples, processes.count),
+        parameters=parameters,
+    )
+
+
+def _divisible(training: TrainingConfig, examples: int, processes: int) -> int:
+    """The examples of one update: `training.batch_size`, or all there are; equal shares for every process and part.
+
+    Raises:
+        InputError: it does not divide.
+    """
+    parts = processes * training.gradient_accumulation
+    if examples >= training.batch_size:
+        if training.batch_size % parts:
+            nearest = max(parts, round(training.batch_size / parts) * parts)
+            raise InputError(
+                f"training.batch_size={training.batch_size}: {processes} processes x training.gradient_accumulation="
+                f"{training.gradient_accumulation} take equal shares; use a multiple of {parts}, such as {nearest}"
+            )
+        return training.batch_size
+    if examples < parts:
+        raise InputError(f"{examples} training examples are fewer than {parts} shares of a batch; use fewer processes")
+    return examples // parts * parts
+
+
+def settle_speed(job: Job, config: TrainingConfig) -> tuple[int, ...]:
+    """Choose the precision, and the number of threads to begin with. Returns the numbers to choose from later."""
+    if job.processes.count > 1:  # how many processes share a machine, the launcher knows: OMP_NUM_THREADS
+        numbers = (torch.get_num_threads(),)
+    else:
+        numbers = candidates(config.threads, job.processes.device)
+    if job.state.precision == "auto":
+        chosen = precision.choose(config, job.processes.device, numbers, lambda dtype: _rehearse(job, config, dtype))
+        # Precision is the first process's choice: gradients of two precisions do not mix well.
+        found = job.processes.from_first(lambda: f"{chosen[0]} {chosen[1]}".encode()).decode().split()
+        job.state.precision, job.state.threads = found[0], int(found[1])
+    if job.state.threads not in numbers:
+        job.state.threads = numbers[-1]
+    return numbers
+
+
+def _rehearse(job: Job, config: TrainingConfig, dtype: torch.dtype | None) -> None:
+    """One forward and backward pass on the first batch, without an update."""
+    split = job.dataset["train"]
+    noise = generator("rehearsal", device=job.processes.device)
+    rows = torch.arange(job.batch_size // job.processes.count // config.gradient_accumulation, device=split.device)
+    forward = Forward(job.state.model, job.state.objective)
+    torch.autograd.grad(forward(split.batch(rows, noise), noise, dtype).value, job.parameters, allow_unused=True)
+
+
+def start_at_data(model: VAE, split: Split) -> None:
+    """Start the decoder's bias and the likelihood's own parameters at the mean and spread of the training data.
+
+    Of a stream, 10,000 examples spread over it stand for all.
+    """
+    rows = torch.arange(len(split))
+    if split.streams and len(split) > START_EXAMPLES:
+        rows = rows[:: -(-len(split) // START_EXAMPLES)]
+    count = 0
+    total = torch.zeros(model.event_shape, dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for part in rows.split(EXAMPLES_AT_ONCE):
+        x = split.batch(part, generator("start")).double()
+        x = x[x.flatten(1).isfinite().all(1)]
+        count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
+    mean = total / max(1, count)
+    std = (squares / max(1, count) - mean.square()).clamp(min=0).sqrt()
+    outputs = model.likelihood.initialize(mean.float(), std.float())
+    bias = getattr(model.decoder, "bias", None)
+    if isinstance(bias, Tensor):
+        with torch.no_grad():
+            bias.copy_(outputs)
+
+
+def command(recipe: str, overrides: Mapping[str, Any], out: str | os.PathLike[str] | None) -> str:
+    """The command line that makes this run."""
+    words = ["vaelab", "train", recipe]
+    options = {"data.source": "--data", "training.epochs": "--epochs", "training.seed": "--seed"}
+    for key, value in overrides.items():
+        text = json.dumps(value) if isinstance(value, bool | list | tuple) else str(value)
+        words += [options[key], text] if key in options else [f"{key}={text}"]
+    if out is not None:
+        words += ["--out", os.fspath(out)]
+    return shlex.join(words)

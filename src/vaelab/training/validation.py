@@ -1,0 +1,90 @@
+"""What happens between two epochs: validate, keep the best weights, stop early, take a frame of the animation."""
+
+import math
+from typing import Any
+
+import torch
+
+from vaelab import film
+from vaelab.config import TrainingConfig
+from vaelab.data import Split
+from vaelab.model import VAE
+from vaelab.noise import generator
+from vaelab.objectives import Objective
+from vaelab.training.job import EXAMPLES_AT_ONCE, Job
+from vaelab.training.processes import Processes
+from vaelab.training.state import Counters
+
+
+def close_epoch(job: Job, config: TrainingConfig) -> dict[str, Any]:
+    """Validate, and keep the weights if they are the best; returns the line for metrics.jsonl."""
+    state, counters = job.state, job.state.counters
+    train = {name: total / max(1, counters.counted) for name, total in counters.sums.items()}
+    state.objective.step = None
+    validation = None
+    if "validation" in job.dataset.splits:
+        split = job.dataset["validation"]
+        validation = measure(state.evaluated, state.objective, split, config.seed, job.processes)
+    counters.epoch += 1
+    counters.batch = counters.counted = 0
+    counters.sums = {}
+    # Without validation data there is nothing to choose by: the last weights are the result.
+    loss = train.get("loss", math.nan) if validation is None else validation["loss"]
+    if math.isfinite(loss) and (validation is None or loss < counters.best_loss):
+        counters.best_epoch = counters.epoch
+        counters.best_loss = math.inf if validation is None else loss
+        state.keep_best()
+    _count_patience(counters, config)
+    _take_frame(job)
+    return {
+        "epoch": counters.epoch,
+        "step": counters.step,
+        "seconds": round(counters.seconds, 3),
+        "skipped": counters.skipped,
+        "train": train,
+        "validation": validation,
+    }
+
+
+def _count_patience(counters: Counters, config: TrainingConfig) -> None:
+    """Epochs without improvement, for early stopping and for the `plateau` schedule."""
+    improved = counters.best_epoch == counters.epoch
+    counters.since_best = 0 if improved else counters.since_best + 1
+    counters.since_reduction = 0 if improved else counters.since_reduction + 1
+    if config.schedule == "plateau" and counters.since_reduction >= config.decay_epochs:
+        counters.reductions += 1
+        counters.since_reduction = 0
+
+
+@torch.no_grad()
+def measure(
+    model: VAE, objective: Objective, split: Split, seed: int, processes: Processes | None = None
+) -> dict[str, float]:
+    """The objective's metrics over a whole split in float32, with the same noise at every call.
+
+    Each process takes its share of the examples. Sums and counts are added up over all, so it is the mean over the
+    examples, however unequal the shares are.
+    """
+    rank, count = (processes.rank, processes.count) if processes else (0, 1)
+    model.eval()
+    sums: dict[str, float] = {}
+    noise = generator(seed, "validation", *([rank] if rank else []), device=split.device)
+    at_once = max(1, EXAMPLES_AT_ONCE // objective.num_samples)
+    mine = torch.arange(rank, len(split), count, device=split.device)
+    for rows in mine.split(at_once):
+        terms = model.terms(split.batch(rows, noise), objective.num_samples, noise)
+        for name, value in objective(terms).metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(rows)
+    totals = processes.sum([*sums.values(), float(len(mine))]) if processes else [*sums.values(), float(len(mine))]
+    return {name: total / totals[-1] for name, total in zip(sums, totals, strict=False)}
+
+
+def _take_frame(job: Job) -> None:
+    """A frame of the report's animation, if examples are pictures and it is time for one."""
+    state, counters = job.state, job.state.counters
+    if len(state.model.event_shape) != 3 or counters.epoch % counters.frame_stride:
+        return
+    state.frames.append(film.frame(state.evaluated, job.dataset.splits.get("validation", job.dataset["train"])))
+    if len(state.frames) == film.MOST:  # keep every second, and take them half as often from here on
+        state.frames = state.frames[1::2]
+        counters.frame_stride *= 2
