@@ -57,7 +57,11 @@ def test_an_override_without_a_value_is_refused() -> None:
         ("data.test", 1.0, "data.test=1.0: must be less than 1"),
         ("training.epochs", 0, "training.epochs=0: must be 'auto' or greater than 0"),
         ("training.learning_rate", 0, "training.learning_rate=0: must be greater than 0"),
-        ("training.precision", "float8", "training.precision=float8: must be 'auto', 'float32', 'bfloat16' or 'float16'"),
+        (
+            "training.precision",
+            "float8",
+            "training.precision=float8: must be 'auto', 'float32', 'bfloat16' or 'float16'",
+        ),
         ("likelihood.scale", 0.1, "choose likelihood.name first"),
     ],
 )

@@ -385,7 +385,7 @@ def test_no_code_of_a_data_set_is_executed(tmp_path: Path) -> None:
 
 def test_a_run_on_a_data_set_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is named relative to where training begins, and found again from elsewhere."""
-    values, labels = pictures(60, 8, 8, color=False), (list(range(3)) * 20)
+    values, labels = pictures(60, 12, 11, color=False), (list(range(3)) * 20)
     table(values, labels).save_to_disk(tmp_path / "set")
     config = DataConfig(source="hf:./set")
     assert settled(config, load(config)).source == f"hf:{tmp_path / 'set'}"
@@ -398,7 +398,8 @@ def test_a_run_on_a_data_set_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert held_out.streams
     found = encode(tmp_path / "run", data=f"hf:{tmp_path / 'set'}")
     assert found.labels is not None and found.labels.tolist() == labels
-    x = torch.from_numpy(values[:, None].astype(np.float32) / 255)
+    x = read(tmp_path / "set", size=8, validation=0, test=0)["train"].batch()
+    assert x.shape == (60, 1, 8, 8)
     torch.testing.assert_close(found.mean, vaelab.load(tmp_path / "run").encode(x).mean)
     assert isinstance(held_out.raw, Rows) and isinstance(held_out.labels, Tensor)
     places = held_out.raw.place(torch.arange(6))

@@ -410,8 +410,9 @@ def test_a_picture_that_breaks_later_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cats" / "101.png"
     content = path.read_bytes()
     path.write_bytes(content[:200])
-    message = refused(InputError, lambda: split.read(torch.arange(90, 110)))
-    assert message.startswith(f"{path}: cannot be decoded") and "repair or remove it" in message
+    for opened in (split, load(DataConfig(source=str(tmp_path), stream=True, validation=0, test=0))["train"]):
+        message = refused(InputError, lambda opened=opened: opened.read(torch.arange(90, 110)))
+        assert message.startswith(f"{path}: cannot be decoded") and "repair or remove it" in message
     path.unlink()
     assert f"{path}: cannot be read (No such file" in refused(VaelabError, lambda: split.read(torch.tensor([101])))
     picture(path, 12, 11)

@@ -34,7 +34,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What is made quicker before a command or snippet of the documents is run, and nothing else. A key is a regular
 # expression. `test_each_substitution_is_needed` fails on one that changes nothing.
 SUBSTITUTIONS = {
-    r"^vaelab train(?!.*--epochs)(.*)": r"vaelab train\1 --epochs 1",
+    r"^vaelab train(?!.*--(?:epochs|resume))(.*)": r"vaelab train\1 --epochs 1",
     r"--epochs \d\d+": "--epochs 1",
     r"--data mnist\b": "--data mnist training.batch_size=5000",
     r"--importance-samples 500": "--importance-samples 5",
@@ -70,7 +70,8 @@ def blocks(*languages: str) -> Iterator[Block]:
 
 def commands(file: Path) -> list[str]:
     """The shell commands of a document, in order; those of one line that are joined by && come apart."""
-    lines = [line for block in blocks("bash") if block.file == file for line in block.text.splitlines()]
+    joined = [re.sub(r"\\\n\s*", "", block.text) for block in blocks("bash") if block.file == file]
+    lines = [line for text in joined for line in text.splitlines()]
     code = [re.sub(r"\s+#.*", "", line).strip() for line in lines]
     return [command.strip() for line in code if line for command in line.split("&&")]
 
@@ -80,9 +81,9 @@ ALL_COMMANDS = [command for file in DOCUMENTS for command in commands(file)]
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     fences = sum(len(re.findall(r"^ *```", file.read_text(encoding="utf-8"), re.MULTILINE)) for file in DOCUMENTS)
-    assert fences == 2 * len(list(blocks("bash", "python", "math")))
+    assert fences == 2 * len(list(blocks("bash", "python", "math", "text")))
     assert {command.split()[0] for command in ALL_COMMANDS} <= {
-        "pip", "vaelab", "pytest", "python", "ruff", "pyright"
+        "pip", "vaelab", "pytest", "python", "ruff", "pyright", "torchrun", "accelerate", "tensorboard"
     }  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def test_the_readme_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch, tmp
         run_command(command, monkeypatch)
     assert Run.open("runs/conv-vae-my-pictures-1").spec.shape == (3, 64, 64)
     assert Run.open("runs/vae-my-array-1").spec.kind == "real"
-    trained = sum(command.startswith("vaelab train") for command in steps) + 1
+    trained = sum(command.startswith("vaelab train") and "--resume" not in command for command in steps) + 1
     assert len(list(Path("runs").glob("*/model.safetensors"))) == trained
 
 
@@ -200,7 +201,7 @@ def test_pins_lie_within_the_ranges_of_pyproject() -> None:
     assert "-e ." in (ROOT / "requirements.txt").read_text().splitlines()
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
     tools = {one.name for one in requirements("requirements-dev.txt")}
-    assert {command.split()[0] for command in ALL_COMMANDS} - {"pip", "vaelab", "python"} <= tools
+    assert {command.split()[0] for command in ALL_COMMANDS} - {"pip", "vaelab", "python", "torchrun"} <= tools | {*pins}
 
 
 def test_set_up_is_one_line_each() -> None:
@@ -273,6 +274,28 @@ def test_the_table_of_expectations_has_the_rows_that_are_measured() -> None:
 def test_versions_agree() -> None:
     assert f"version: {vaelab.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert vaelab.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_page_on_training_has_every_key_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ROOT / "docs" / "training.md"
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", file.read_text(encoding="utf-8"), re.MULTILINE)
+    told = {key: default.strip("` ").removesuffix(" (off)") for key, default in rows if key in DEFAULTS}
+    assert told.keys() == DEFAULTS.keys()
+    for key, default in DEFAULTS.items():
+        if isinstance(default, float) and default < float("inf"):
+            assert float(told[key]) == default, key
+        else:
+            assert told[key] == {None: "off", float("inf"): "off", (): "none"}.get(default, str(default)), key
+    for command in commands(file):
+        if " -m vaelab train " in command:
+            words = shlex.split(command.partition(" -m vaelab train ")[2])
+            resolve("vae", {}, dict(parse_override(word) for word in words if "=" in word))
+    (tracked,) = [command for command in commands(file) if "log_with" in command]
+    run_command(tracked, monkeypatch)
+    assert list(Path("run", "logs").rglob("events.*"))
+
+
+DEFAULTS = {name: field.default for name, field in configuration.TrainingConfig.model_fields.items()}
 
 
 def test_the_page_on_run_folders_names_all_that_is_there(digits_run: Run) -> None:

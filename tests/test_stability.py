@@ -321,3 +321,40 @@ def test_automatic_precision_is_measured_where_the_hardware_has_bfloat16(monkeyp
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     assert chosen() == ("float32", 2)
     assert threads == [2]
+
+
+# -- compiling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_networks_train_as_well(tmp_path: Path) -> None:
+    """The first epoch's numbers are those of the networks as they are, but for rounding."""
+    lines = [
+        train(tmp_path / str(c), epochs=1, overrides={"training.compile": c}).metrics()[0]["validation"]
+        for c in (False, True)
+    ]
+    assert lines[1] == pytest.approx(lines[0], rel=1e-4)
+    assert vaelab.load(tmp_path / "True").encoder is not None
+
+
+def test_compiling_is_for_large_models_on_gpus_and_needs_a_compiler(
+    digits_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vaelab.training import compiling
+
+    called: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: called.append(type(self).__name__))
+    model = vaelab.load(digits_run)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert not compiling.compile_networks(model, "auto", cpu, 10**6)
+    assert not compiling.compile_networks(model, "auto", cuda, 10**6)  # 10,000 weights
+    monkeypatch.setattr(compiling, "WEIGHTS", 1_000)
+    assert not compiling.compile_networks(model, "auto", cuda, 100)
+    assert not compiling.compile_networks(model, False, cuda, 10**6)
+    assert called == []
+    assert compiling.compile_networks(model, "auto", cuda, 10**6)
+    assert called == ["Encoder", "Decoder"]
+    monkeypatch.setattr(compiling.shutil, "which", lambda _: None)
+    with pytest.raises(InputError, match="training.compile=true: needs a C\\+\\+ compiler"):
+        compiling.compile_networks(model, True, cpu, 1)

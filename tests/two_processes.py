@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 
 from vaelab.config import resolve
 from vaelab.data import load
-from vaelab.training.job import Forward, Job, make_job
+from vaelab.objectives import Forward
+from vaelab.training.job import Job, make_job
 from vaelab.training.processes import Processes
 
 KEYS = {

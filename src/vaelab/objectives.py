@@ -9,10 +9,11 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from vaelab.config import NonNegativeFloat, NonNegativeInt, PositiveInt, register
-from vaelab.model import Terms
+from vaelab.model import VAE, Terms
 
 
 @dataclass
@@ -40,6 +41,18 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, terms: Terms) -> Loss:
         """The loss of a batch."""
+
+
+class Forward(nn.Module):
+    """Examples -> loss: model and objective as one module, for that is what several processes share."""
+
+    def __init__(self, model: VAE, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, x: Tensor, noise: torch.Generator, network_dtype: torch.dtype | None) -> Loss:
+        """The loss of x [B, *event]; the networks compute in `network_dtype`, everything else in float32."""
+        return self.objective(self.model.terms(x, self.objective.num_samples, noise, network_dtype))
 
 
 def metrics(terms: Terms) -> dict[str, Tensor]:

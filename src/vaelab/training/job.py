@@ -21,7 +21,7 @@ from vaelab.data import Dataset, Split
 from vaelab.errors import InputError
 from vaelab.model import VAE
 from vaelab.noise import generator, seed_of
-from vaelab.objectives import Loss, Objective
+from vaelab.objectives import Forward
 from vaelab.runs import Run, check_free, claim_name
 from vaelab.training import precision
 from vaelab.training.compiling import compile_networks
@@ -32,17 +32,6 @@ from vaelab.training.trackers import check_installed
 
 START_EXAMPLES = 10_000  # of a stream, to start the decoder at the data
 EXAMPLES_AT_ONCE = 1_000
-
-
-class Forward(nn.Module):
-    """Model and objective as one module, for that is what several processes wrap: examples -> loss."""
-
-    def __init__(self, model: VAE, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, x: Tensor, noise: torch.Generator, dtype: torch.dtype | None) -> Loss:
-        return self.objective(self.model.terms(x, self.objective.num_samples, noise, dtype))
 
 
 @dataclass

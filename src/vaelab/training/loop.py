@@ -256,9 +256,9 @@ def _count(job: Job, config: TrainingConfig) -> None:
     norms = torch.stack([norm for _, norm in job.reports]).double()
     rows = torch.cat([metrics, norms[:, None]], 1).cpu()
     job.reports.clear()
-    good = rows[rows.isfinite().all(1), :-1]
+    good = rows[rows.isfinite().all(1)]
     totals = job.processes.sum([*good.sum(0).tolist(), float(len(good))])
-    for name, total in zip(job.names, totals, strict=False):
+    for name, total in zip([*job.names, "gradient_norm"], totals, strict=False):
         counters.sums[name] = counters.sums.get(name, 0.0) + total
     counters.counted += round(totals[-1])
     for back, finite in enumerate(rows[:, -1].isfinite().tolist()):

@@ -20,6 +20,7 @@ def close_epoch(job: Job, config: TrainingConfig) -> dict[str, Any]:
     """Validate, and keep the weights if they are the best; returns the line for metrics.jsonl."""
     state, counters = job.state, job.state.counters
     train = {name: total / max(1, counters.counted) for name, total in counters.sums.items()}
+    norm = train.pop("gradient_norm", math.nan)
     state.objective.step = None
     validation = None
     if "validation" in job.dataset.splits:
@@ -40,6 +41,8 @@ def close_epoch(job: Job, config: TrainingConfig) -> dict[str, Any]:
         "epoch": counters.epoch,
         "step": counters.step,
         "seconds": round(counters.seconds, 3),
+        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "gradient_norm": norm if math.isfinite(norm) else None,
         "skipped": counters.skipped,
         "train": train,
         "validation": validation,
