@@ -17,8 +17,8 @@ from two_processes import backward, job_of
 
 import vaelab
 from vaelab.errors import VaelabError
-from vaelab.runs import Run
 from vaelab.objectives import Forward
+from vaelab.runs import Run
 from vaelab.training.processes import Processes
 from vaelab.training.validation import measure
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import vaelab
 from vaelab.errors import InputError, VaelabError
+from vaelab.evaluation.likelihood import evaluate_model
 from vaelab.runs import Run
 from vaelab.training import job, loop, replay
 
@@ -58,6 +59,25 @@ def test_a_nan_in_a_stream_is_found_and_named_and_the_run_survives(
     assert first.startswith(f"update {batch + 1} was skipped")
     assert all(np.isfinite(line["train"]["elbo"]) for line in run.metrics())
     assert run.metrics()[2]["train"]["elbo"] > run.metrics()[0]["train"]["elbo"]
+
+
+def test_nan_among_held_out_examples_of_a_stream_are_left_out_of_the_numbers(tmp_path: Path) -> None:
+    """Ten rows with NaN: the others' numbers are those of a run on data without them."""
+    values = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
+    values[::40, 1] = np.nan
+    np.save(tmp_path / "x.npy", values)
+    keys = {"data.stream": True, "data.validation": 0.5, "data.test": 0.2, "training.batch_size": 10}
+    run = train(tmp_path / "run", str(tmp_path / "x.npy"), overrides=keys, epochs=2)
+    split = run.data()["validation"]
+    x = split.batch()
+    good = x.isfinite().all(1)
+    assert 0 < (~good).sum() < 10
+    found = vaelab.evaluate(run, 3, split="validation")
+    assert found.n == int(good.sum())
+    clean = type(split)(x[good].clone())
+    expected = evaluate_model(vaelab.load(run), clean, 3, split="validation")
+    assert (found.elbo, found.log_px) == (pytest.approx(expected.elbo), pytest.approx(expected.log_px))
+    assert all(np.isfinite(line["validation"]["elbo"]) for line in run.metrics())
 
 
 def test_a_skipped_update_leaves_weights_and_optimizer_as_they_were(

@@ -90,6 +90,13 @@ class Split:
             x.div_(self.scale)
         return x if generator is None or not self.dynamic else _bernoulli_(x, generator)
 
+    def usable(self, x: Tensor) -> Tensor:
+        """Those of the examples x [B, *event] of this split that hold no NaN and no infinity.
+
+        Examples in memory were looked at when they were loaded, those of a stream were not.
+        """
+        return x[x.flatten(1).isfinite().all(1)] if self.streams else x
+
     def fixed(self, seed: int) -> "Split":
         """The same examples with dynamic binarization drawn once from `seed`; itself where nothing is dynamic.
 

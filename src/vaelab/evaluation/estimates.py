@@ -107,10 +107,12 @@ def chunks_of_terms(model: VAE, x: Tensor, num_samples: int, noise: torch.Genera
 
 
 def batches(split: Split, seed: int) -> Iterator[tuple[Tensor, torch.Generator]]:
-    """Batches of a split, each with a generator of its own."""
+    """Batches of a split, each with a generator of its own; what is not finite in a stream is left out."""
     for index, raw in enumerate(prefetch(split, torch.arange(len(split)).split(EXAMPLES))):
         noise = generator(seed, "evaluate", index, device=split.device)
-        yield split.convert(raw, noise), noise
+        x = split.usable(split.convert(raw, noise))
+        if len(x):
+            yield x, noise
 
 
 @torch.no_grad()

@@ -137,6 +137,8 @@ def evaluate_model(model: VAE, examples: Split, importance_samples: int, *, spli
         means.append(posterior.mean)
         floor = model.likelihood.fraction_at_floor(model.decode(posterior.mean))
         floors += [] if floor is None else [floor]
+    if not parts:
+        raise InputError(f"{split}: every example holds NaN or infinite values; there is nothing to evaluate")
     numbers: dict[str, Any] = {}
     for name in ("elbo", "rate", "distortion", "log_px"):
         numbers |= _average(name, parts)
@@ -144,7 +146,7 @@ def evaluate_model(model: VAE, examples: Split, importance_samples: int, *, spli
     log_px: float | None = numbers["log_px"]
     return Evaluation(
         split=split,
-        n=len(examples),
+        n=len(torch.cat(means)),
         **numbers,
         importance_samples=importance_samples,
         effective_sample_size=float(torch.cat(sizes).mean()) if sizes else None,

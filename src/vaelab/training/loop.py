@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vaelab.config import TrainingConfig
-from vaelab.data.stream import prefetch
+from vaelab.data import prefetch
 from vaelab.errors import InputError, VaelabError
 from vaelab.files import write_text
 from vaelab.objectives import Loss
@@ -148,9 +148,9 @@ def _fit(run: Run, job: Job, threads: Threads, trackers: Trackers | None, progre
                 if due:
                     _save(run, job, lines, threads)
                     saved = time.monotonic()
-                if counters.skipped_in_a_row >= config.max_skipped:
-                    _give_up(run, job, lines)
+                _check(run, job, lines)
             _count(job, config)
+            _check(run, job, lines)
             if counters.batch < job.steps_per_epoch:
                 break
             lines.append(close_epoch(job, config))
@@ -311,6 +311,12 @@ def _save_results(run: Run, job: Job, lines: list[dict[str, Any]]) -> None:
 def _is_finite(line: dict[str, Any]) -> bool:
     values = [*line["train"].values(), *(line["validation"] or {}).values()]
     return bool(line["train"]) and all(math.isfinite(value) for value in values)
+
+
+def _check(run: Run, job: Job, lines: list[dict[str, Any]]) -> None:
+    """End the run where no update comes through any more."""
+    if job.state.counters.skipped_in_a_row >= run.config.training.max_skipped:
+        _give_up(run, job, lines)
 
 
 def _give_up(run: Run, job: Job, lines: list[dict[str, Any]]) -> NoReturn:

@@ -7,7 +7,8 @@ import torch
 
 from vaelab import film
 from vaelab.config import TrainingConfig
-from vaelab.data import Split
+from vaelab.data import Split, prefetch
+from vaelab.errors import InputError
 from vaelab.model import VAE
 from vaelab.noise import generator
 from vaelab.objectives import Objective
@@ -66,19 +67,27 @@ def measure(
     """The objective's metrics over a whole split in float32, with the same noise at every call.
 
     Each process takes its share of the examples. Sums and counts are added up over all, so it is the mean over the
-    examples, however unequal the shares are.
+    examples, however unequal the shares are. Examples of a stream that hold NaN are left out.
     """
     rank, count = (processes.rank, processes.count) if processes else (0, 1)
     model.eval()
     sums: dict[str, float] = {}
     noise = generator(seed, "validation", *([rank] if rank else []), device=split.device)
     at_once = max(1, EXAMPLES_AT_ONCE // objective.num_samples)
-    mine = torch.arange(rank, len(split), count, device=split.device)
-    for rows in mine.split(at_once):
-        terms = model.terms(split.batch(rows, noise), objective.num_samples, noise)
-        for name, value in objective(terms).metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(rows)
-    totals = processes.sum([*sums.values(), float(len(mine))]) if processes else [*sums.values(), float(len(mine))]
+    mine = torch.arange(rank, len(split), count)
+    used = 0
+    for raw in prefetch(split, mine.split(at_once)):
+        x = split.usable(split.convert(raw, noise))
+        if not len(x):
+            continue
+        used += len(x)
+        for name, value in objective(model.terms(x, objective.num_samples, noise)).metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(x)
+    totals = [*sums.values(), float(used)]
+    if processes:
+        totals = processes.sum(totals)
+    if not totals[-1]:
+        raise InputError("every validation example holds NaN or infinite values; mend the data")
     return {name: total / totals[-1] for name, total in zip(sums, totals, strict=False)}
 
 
