@@ -38,6 +38,12 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(autouse=True)
+def _in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on whether this machine multiplies bfloat16 matrices."""
+    monkeypatch.setattr("vaelab.training.precision.has_bfloat16", lambda device: False)
+
+
+@pytest.fixture(autouse=True)
 def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that a test writes lands in the checkout."""
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,7 @@ from two_processes import backward, job_of
 
 import vaelab
 from vaelab.errors import VaelabError
+from vaelab.noise import generator
 from vaelab.objectives import Forward
 from vaelab.runs import Run
 from vaelab.training.processes import Processes
@@ -75,16 +76,20 @@ def test_validation_is_weighted_by_the_number_of_examples(digits_run: Run) -> No
     objective = job_of(Processes()).state.objective
     split = digits_run.data()["validation"].head(7)
     totals: list[list[float]] = []
-
-    def share(rank: int) -> Any:
-        return SimpleNamespace(rank=rank, count=3, sum=lambda values: totals.append(values) or values)
-
-    means = [measure(model, objective, split, 0, share(rank)) for rank in range(3)]
-    assert [values[-1] for values in totals] == [3, 2, 2]
-    whole = [sum(column) for column in zip(*totals, strict=True)]
-    summed = SimpleNamespace(rank=1, count=3, sum=lambda values: whole)
-    assert measure(model, objective, split, 0, summed)["loss"] == pytest.approx(whole[0] / 7)
-    assert whole[0] / 7 != pytest.approx(sum(mean["loss"] for mean in means) / 3, abs=1e-3)
+    losses: list[float] = []
+    for rank in range(3):
+        share: Any = SimpleNamespace(rank=rank, count=3, sum=lambda values: totals.append(values) or values)
+        measure(model, objective, split, 0, share)
+        rows = torch.arange(rank, 7, 3)
+        noise = generator(0, "validation", *([rank] if rank else []))
+        terms = model.terms(split.batch(rows), 1, noise)
+        losses += (terms.distortion + terms.rate).tolist()
+    summed: Any = SimpleNamespace(rank=1, count=3, sum=lambda _: [sum(column) for column in zip(*totals, strict=True)])
+    found = measure(model, objective, split, 0, summed)["loss"]
+    assert len(losses) == 7
+    assert found == pytest.approx(sum(losses) / 7, rel=1e-6)
+    means = [sum(part) / len(part) for part in (losses[:3], losses[3:5], losses[5:])]
+    assert found != pytest.approx(sum(means) / 3, abs=1e-3)
 
 
 def test_a_run_of_two_processes(tmp_path: Path) -> None:

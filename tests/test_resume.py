@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def test_a_stopped_run_resumes_to_the_bit(
 ) -> None:
     """Stopped inside the first epoch, between two, and inside the third. The best weights are not where it resumes."""
     overrides = {**SMALL, **more}
+    eager = partial(torch.amp.GradScaler, init_scale=1024.0, growth_interval=4)  # a scale that changes all the time
+    monkeypatch.setattr(torch.amp, "GradScaler", eager)
     whole = train(tmp_path / "whole", overrides=overrides)
     step, calls = loop._step, 0  # pyright: ignore[reportPrivateUsage]
 
@@ -72,6 +75,10 @@ def test_a_stopped_run_resumes_to_the_bit(
     assert vaelab.evaluate(tmp_path / "stopped", 2).n == 180  # usable as it stands
     resumed = vaelab.train(out=tmp_path / "stopped", resume=True, progress=False)
     assert_same_weights(whole.path, resumed.path)
+    records = [json.loads((run.path / "checkpoint" / "latest.json").read_text()) for run in (whole, resumed)]
+    for record in records:
+        record["counters"].pop("seconds")
+    assert records[0] == records[1]
     for line, other in zip(whole.metrics(), resumed.metrics(), strict=True):
         assert line["validation"] == other["validation"]
         assert line["train"] == pytest.approx(other["train"], rel=1e-12)

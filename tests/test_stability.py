@@ -13,7 +13,7 @@ import vaelab
 from vaelab.errors import InputError, VaelabError
 from vaelab.evaluation.likelihood import evaluate_model
 from vaelab.runs import Run
-from vaelab.training import job, loop, replay
+from vaelab.training import job, loop, replay, state, validation
 
 SMALL = {"network.hidden": [16], "model.latent_dim": 3, "training.threads": 1}
 
@@ -149,6 +149,23 @@ def test_the_replay_names_the_examples(tmp_path: Path) -> None:
     assert found.endswith("number 2, number 5")
 
 
+def test_the_replay_names_the_examples_of_several_draws(tmp_path: Path) -> None:
+    """Of 8 examples with 3 draws each, 24 rows are decoded; those of examples 2 and 5 overflow."""
+    run = train(tmp_path / "run", epochs=1, overrides={"data.binarize": "threshold", "network.activation": "relu"})
+    model: Any = vaelab.load(run)
+    for parameter in model.encoder.parameters():
+        parameter.data.zero_()
+    model.encoder.layers[1].weight.data[:, 27] = 1e25
+    model.posterior.head.weight.data.zero_()[:3] = 1.0
+    model.decoder.layers[0].weight.data.fill_(1e15)
+    x = torch.zeros(8, 1, 8, 8)
+    x[[2, 5], 0, 3, 3] = 1
+    objective = vaelab.objectives.IWAE(num_samples=3)
+    found = replay.explain(model, objective, x, torch.Generator().manual_seed(0), None, "number {}".format)
+    assert found.startswith("layer decoder.layers.0 (Linear) gave NaN or infinite values for 2 of 8 examples: ")
+    assert found.endswith("number 2, number 5")
+
+
 def test_a_gradient_that_fails_while_the_loss_does_not(tmp_path: Path) -> None:
     """sqrt at 0 has a finite value and an infinite slope."""
 
@@ -233,6 +250,19 @@ def test_a_plateau_lowers_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             since, reductions = 0, reductions + 1
     assert reductions > 2
     assert found == pytest.approx(expected)
+
+
+def test_a_plateau_waits_again_after_each_reduction() -> None:
+    """Best at epoch 1, then never again: with a patience of 3, reductions after epochs 4, 7 and 10."""
+    counters = state.Counters(best_epoch=1)
+    config = vaelab.config.TrainingConfig(schedule="plateau", decay_epochs=3)
+    found: list[int] = []
+    for epoch in range(1, 12):
+        counters.epoch = epoch
+        validation._count_patience(counters, config)  # pyright: ignore[reportPrivateUsage]
+        found.append(counters.reductions)
+    assert found == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+    assert counters.since_best == 10
 
 
 def test_kl_warm_up_weighs_the_rate_in_training_only(tmp_path: Path) -> None:
