@@ -1,6 +1,7 @@
 """Streams: what is read from disk is what would be in memory, in order, once, ahead, in bounded memory."""
 
 import hashlib
+import json
 import math
 import os
 import subprocess
@@ -19,6 +20,7 @@ from torch import Tensor
 import vaelab
 from vaelab.config import DataConfig
 from vaelab.data import Dataset, DataSpec, Rows, Split, load, prefetch, stream
+from vaelab.data.arrays import Mapped
 from vaelab.data.stream import split_mix
 from vaelab.errors import InputError, VaelabError
 from vaelab.evaluation.likelihood import evaluate_model
@@ -643,6 +645,54 @@ def test_a_run_on_a_stream_is_whole(binarize: str, tmp_path: Path) -> None:
     np.save(path, changed)
     with pytest.raises(InputError, match="the data have changed"):
         run.data()
+
+
+def test_a_run_goes_on_when_its_file_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "x.npy", RNG.integers(0, 256, (300, 8, 8), dtype=np.uint8))
+    keys: dict[str, object] = {
+        "data.stream": True,
+        "network.hidden": [16],
+        "training.batch_size": 24,
+        "training.checkpoint_seconds": 0,
+        "training.precision": "float32",
+        "training.threads": 1,
+    }
+
+    def train(name: str) -> bytes:
+        run = vaelab.train("vae", data=path, epochs=4, out=tmp_path / name, progress=False, overrides=keys)
+        return (run.path / "model.safetensors").read_bytes()
+
+    expected = train("whole")
+    read, reads = Mapped.read, 0
+
+    def vanish(self: Mapped, index: Tensor) -> Tensor:
+        nonlocal reads
+        reads += len(index) == 24
+        if reads == 25:  # in the third epoch of ten updates each
+            path.rename(tmp_path / "away.npy")
+        return read(self, index)
+
+    monkeypatch.setattr(Mapped, "read", vanish)
+    with pytest.raises(VaelabError, match=f"^{path}: cannot be read any more"):
+        train("cut")
+    monkeypatch.undo()
+    (tmp_path / "away.npy").rename(path)
+    run = vaelab.train(out=tmp_path / "cut", resume=True, progress=False)
+    assert len(run.metrics()) == 4 and (run.path / "model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.slow
+def test_the_memory_benchmark_runs() -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "memory.py"
+    done = subprocess.run([sys.executable, script, "--quick", "--json"], capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert result["file_bytes"] == 128 + 2_000 * 64 * 64
+    assert result["peak_anonymous_bytes"] > 1e8  # torch alone takes that
+    assert (
+        {"memory", "stream"} == result["small_images_per_second"].keys() == result["small_peak_anonymous_bytes"].keys()
+    )
+    speeds = [result["stream_vs_memory"], result["overlap_gain"], *result["folder_images_per_second"].values()]
+    assert len(speeds) == 6 and all(0 < each["min"] <= each["median"] <= each["max"] for each in speeds)
 
 
 def test_grey_streams_serve_a_run_of_color_pictures(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -78,13 +79,16 @@ def test_validation_is_weighted_by_the_number_of_examples(digits_run: Run) -> No
     totals: list[list[float]] = []
     losses: list[float] = []
     for rank in range(3):
-        share: Any = SimpleNamespace(rank=rank, count=3, sum=lambda values: totals.append(values) or values)
+        share: Any = SimpleNamespace(
+            rank=rank, count=3, sum=lambda values: totals.append(values) or values, first_word=str
+        )
         measure(model, objective, split, 0, share)
         rows = torch.arange(rank, 7, 3)
         noise = generator(0, "validation", *([rank] if rank else []))
         terms = model.terms(split.batch(rows), 1, noise)
         losses += (terms.distortion + terms.rate).tolist()
-    summed: Any = SimpleNamespace(rank=1, count=3, sum=lambda _: [sum(column) for column in zip(*totals, strict=True)])
+    whole = [sum(column) for column in zip(*totals, strict=True)]
+    summed: Any = SimpleNamespace(rank=1, count=3, sum=lambda _: whole, first_word=str)
     found = measure(model, objective, split, 0, summed)["loss"]
     assert len(losses) == 7
     assert found == pytest.approx(sum(losses) / 7, rel=1e-6)
@@ -126,6 +130,51 @@ def test_two_processes_killed_and_resumed_end_with_the_same_weights(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_more_processes_than_validation_examples(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
+    words = ["--data", "x.npy", "data.validation=0.02", "data.test=0", "training.batch_size=8", "network.hidden=8"]
+    done = launch("-m", "vaelab", "train", *words, "--epochs", "2", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(np.isfinite(line["validation"]["elbo"]) for line in Run.open(tmp_path / "run").metrics())
+
+
+def test_a_failure_of_one_process_is_one_line(tmp_path: Path) -> None:
+    """The disk is full for the first process; the other one only sees it go."""
+    command = " ".join([*TORCHRUN, "-m vaelab train --data digits --out run network.hidden=16"])
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 60; exec {command}"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    told = [line for line in done.stderr.splitlines() if "vaelab" in line and line.startswith("vaelab")]
+    assert any("File too large" in line for line in told), done.stderr
+    assert "[rank" not in done.stderr
+
+
+def test_resuming_with_another_number_of_processes_says_so(tmp_path: Path) -> None:
+    words = ["--data", "digits", "--epochs", "2", *SMALL, "--out", "run"]
+    assert launch("-m", "vaelab", "train", *words, cwd=tmp_path).returncode == 0
+    command = [sys.executable, "-m", "vaelab", "train", "--resume", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "vaelab: begun with 2 processes, resumed with 1: shares and noise differ" in done.stderr
+
+
+def test_an_environment_of_several_processes_that_are_not_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vaelab", "train", "--data", "digits", "--epochs", "1", *SMALL, "--out", "run"]
+    alone = {**ENVIRONMENT, "RANK": "1"}
+    subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, check=True)
+    assert (tmp_path / "run" / "report.html").is_file()
+    done = subprocess.run(
+        [*command, "2"],
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("vaelab: WORLD_SIZE=2 announces several processes, but they cannot meet")
 
 
 def test_wrong_input_is_told_once(tmp_path: Path) -> None:

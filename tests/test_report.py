@@ -28,7 +28,8 @@ from vaelab import data, film, plots, report
 from vaelab.config import DataConfig
 from vaelab.data import Dataset, DataSpec, Split
 from vaelab.runs import Run, load, write_tensors
-from vaelab.training import Interrupted, loop
+from vaelab.training import Interrupted, job
+from vaelab.training.processes import Processes
 
 # -- runs to report on ---------------------------------------------------------------------------------------------
 
@@ -793,7 +794,7 @@ def test_cautions_say_what_is_wrong_and_only_that(copy: Run) -> None:
     (stopped,) = report.cautions(replace(well, lines=well.lines[:2]))
     assert "stopped after 2 of 3 epochs" in stopped
     automatic = replace(copy.config, training=copy.config.training.model_copy(update={"epochs": "auto"}))
-    planned = loop._job(automatic, dataset_of(copy)).epochs
+    planned = job.make_job(automatic, dataset_of(copy), Processes()).epochs
     (stopped,) = report.cautions(replace(well, run=replace(copy, config=automatic)))
     assert planned > 3 and f"stopped after 3 of {planned} epochs" in stopped
 

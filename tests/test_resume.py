@@ -221,6 +221,52 @@ def test_twenty_kills_on_mnist(tmp_path: Path) -> None:
     assert kills == 20
 
 
+def test_a_resumed_run_that_diverges_keeps_its_folder_and_loses_its_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tmp_path / "run", epochs=1)
+    for path in (run.path / "checkpoint").iterdir():
+        path.unlink()
+    (run.path / "checkpoint").rmdir()
+    (run.path / "notes.txt").write_text("mine")
+    (run.path / ".model.safetensors.77.tmp").write_text("half")
+    step = loop._step  # pyright: ignore[reportPrivateUsage]
+
+    def breaking(one: Any, raw: torch.Tensor, config: Any) -> None:
+        with torch.no_grad():
+            one.state.model.decoder.bias.fill_(float("nan"))
+        step(one, raw, config)
+
+    monkeypatch.setattr(loop, "_step", breaking)
+    with pytest.raises(VaelabError, match="diverged in its first epoch"):
+        vaelab.train(out=run.path, resume=True, progress=False)
+    assert (run.path / "notes.txt").read_text() == "mine"
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def test_what_is_written_has_reached_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content before name, name before the old file goes: else a power cut can lose both."""
+    events: list[str] = []
+    fsync, replace, unlink = os.fsync, Path.replace, Path.unlink
+
+    def syncing(file: int) -> None:
+        events.append(f"sync {Path(f'/proc/self/fd/{file}').readlink().name}")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append(f"name {to.name}"), replace(self, to))[1])
+    monkeypatch.setattr(Path, "unlink", lambda self, **k: (events.append(f"drop {self.name}"), unlink(self, **k))[1])
+    train(tmp_path / "run", epochs=1, overrides={**SMALL, "training.checkpoint_seconds": 0.0})
+    events = [event for event in events if not event.endswith(".tmp") or event.startswith("sync")]
+    second = events.index("name step-00000002.safetensors")
+    assert events[second - 1].startswith("sync .step-00000002.safetensors")
+    assert events[second + 1] == "sync checkpoint"
+    rest = [event for event in events[second + 2 :] if "latest" in event or event.startswith("drop step")]
+    assert [event.split(".json")[0] for event in rest[:3]] == [
+        "sync .latest", "name latest", "drop step-00000001.safetensors"
+    ]  # fmt: skip
+
+
 def test_layers_that_draw_for_themselves_resume_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout takes torch's own random numbers, which no generator of ours feeds."""
     from vaelab.training import job

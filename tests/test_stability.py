@@ -106,6 +106,38 @@ def test_a_skipped_update_leaves_weights_and_optimizer_as_they_were(
             assert torch.equal(value, after[name]), name
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_a_streak_ends_the_run_whenever_it_is_looked_at(tmp_path: Path, seconds: float) -> None:
+    """Six rows with NaN, one an update, somewhere among good ones; the order of epoch 1 puts some side by side."""
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(vaelab.noise.seed_of(0, "epoch", 0)))
+    values = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
+    values[order[43:47]] = np.nan
+    np.save(tmp_path / "x.npy", values)
+    keys = {"data.stream": True, "data.validation": 0.0, "data.test": 0.0, "training.batch_size": 1}
+    keys |= {"training.max_skipped": 4, "training.checkpoint_seconds": seconds}
+    with pytest.raises(VaelabError, match="[4-9] updates in a row|diverged"):
+        train(tmp_path / "run", str(tmp_path / "x.npy"), overrides=keys)
+    keys["training.max_skipped"] = 5
+    record, _ = checkpoint(train(tmp_path / "other", str(tmp_path / "x.npy"), overrides=keys, epochs=1))
+    assert record["counters"]["skipped"] == 4
+
+
+def test_float16_may_search_its_scale_for_long(tmp_path: Path) -> None:
+    """Sixteen halvings of the scale are more than ten updates in a row, and no divergence."""
+    values = np.random.default_rng(0).normal(size=(600, 32)).astype(np.float32)
+    np.save(tmp_path / "x.npy", values)
+    keys = {"training.precision": "float16", "training.batch_size": 48, "likelihood.name": "gaussian"}
+    keys |= {"likelihood.scale": 0.005, "training.checkpoint_seconds": 0.0}
+    record, _ = checkpoint(train(tmp_path / "run", str(tmp_path / "x.npy"), overrides=keys, epochs=4))
+    assert 10 < record["counters"]["skipped"] < 30
+    assert record["counters"]["first_skipped"] is None
+
+
+def test_a_plateau_needs_validation_data(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"training\.schedule=plateau: there are no validation data"):
+        train(tmp_path / "run", overrides={"data.validation": 0.0, "training.schedule": "plateau"})
+
+
 def test_many_in_a_row_end_the_run_with_advice_and_keep_the_checkpoint(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
     values[:, 2] = np.inf

@@ -11,7 +11,7 @@ from PIL import Image
 import vaelab
 from vaelab.errors import InputError
 from vaelab.runs import Run
-from vaelab.training import trackers
+from vaelab.training import loop, trackers
 
 SMALL = {"network.hidden": [16], "model.latent_dim": 3, "data.binarize": "threshold"}
 
@@ -37,6 +37,33 @@ def test_tensorboard_gets_curves_pictures_and_numbers(tmp_path: Path) -> None:
         (logged,) = events.Images(name)
         with Image.open(run.path / f"{name}.png") as picture:
             assert (logged.width, logged.height) == picture.size
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_that_was_killed_tells_tensorboard_each_epoch_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies in epoch 4, after it has told of epochs that its last checkpoint does not hold."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    keys = {**SMALL, "training.log_with": "tensorboard"}
+    close = loop.close_epoch
+
+    def dying(job: Any, config: Any) -> Any:
+        if job.state.counters.epoch == 3:
+            raise KeyboardInterrupt
+        return close(job, config)
+
+    monkeypatch.setattr(loop, "close_epoch", dying)
+    with pytest.raises(KeyboardInterrupt):
+        vaelab.train("vae", data="digits", epochs=5, out=tmp_path / "run", progress=False, overrides=keys)
+    monkeypatch.setattr(loop, "close_epoch", close)
+    run = vaelab.train(out=tmp_path / "run", resume=True, progress=False)
+    events = EventAccumulator(str(run.path / "logs" / "vaelab"))
+    events.Reload()
+    found = [point.step for point in events.Scalars("train/elbo")]
+    assert found == [line["step"] for line in run.metrics()]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
@@ -91,7 +118,7 @@ def test_other_trackers_are_told_the_same(digits_run: Run, monkeypatch: pytest.M
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, Recorder)
     training = digits_run.config.training.model_copy(update={"log_with": (name,)})
     run = Run(digits_run.path, _with_training(digits_run, training), digits_run.spec, digits_run.about)
-    chosen = trackers.Trackers(run)
+    chosen = trackers.Trackers(run, 0)
     chosen.line(digits_run.metrics()[0])
     chosen.finish(run, 99)
     kinds = [kind for kind, _, _ in told]

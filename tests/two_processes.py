@@ -42,4 +42,3 @@ if __name__ == "__main__":
     backward(job, processes.wrap(Forward(job.state.model, job.state.objective)))
     gradients = {name: p.grad for name, p in job.state.model.named_parameters() if p.grad is not None}
     save_file(gradients, f"{sys.argv[1]}/gradients-{processes.rank}.safetensors")
-    processes.close()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from vaelab import __version__
-from vaelab.errors import InputError, VaelabError
+from vaelab.errors import InputError, VaelabError, process_rank
 
 app = typer.Typer(
     name="vaelab",
@@ -42,7 +42,8 @@ def train(
         typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="A recipe (default: vae) and configuration keys."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="A name, a folder of pictures, an .npy or .npz file.")
+        str | None,
+        typer.Option(metavar="SOURCE", help="A name, a folder of pictures, an .npy or .npz file, hf:owner/name."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="How often all training data are seen.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.")] = None,
@@ -63,7 +64,7 @@ def train(
     run = run_training(
         recipe, data=data, epochs=epochs, seed=seed, out=out, resume=resume, overrides=overrides, progress=True
     )
-    if int(os.environ.get("RANK", "0")):  # of several processes, the first one tells
+    if process_rank():  # of several processes, the first one tells
         return
     facts = run.summary()
     if as_json:
@@ -259,7 +260,7 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int, met_by_all: bool = False) -> NoReturn:
-    rank = int(os.environ.get("RANK", "0"))
+    rank = process_rank()
     if not (rank and met_by_all):
         who = f"vaelab (process {rank})" if rank else "vaelab"
         print(f"{who}: {' '.join(message.split())}", file=sys.stderr)

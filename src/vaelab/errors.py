@@ -4,6 +4,13 @@ Both carry the exit code that the command line returns for them, and whether all
 once; then only the first process tells.
 """
 
+import os
+
+
+def process_rank() -> int:
+    """Which of the processes that torchrun or `accelerate launch` started this is, from 0; 0 if it is the only one."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
 
 class VaelabError(Exception):
     """Something went wrong that is nobody's wrong input: a full disk, a lost network (exit code 1)."""

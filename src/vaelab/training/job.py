@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from vaelab.composition import compose, compose_objective, settle
 from vaelab.config import Config, TrainingConfig, resolve
 from vaelab.data import Dataset, Split
 from vaelab.errors import InputError
+from vaelab.files import remove_unfinished
 from vaelab.model import VAE
 from vaelab.noise import generator, seed_of
 from vaelab.objectives import Forward
@@ -44,6 +46,8 @@ class Job:
         reports: of the updates since they were last read: the metrics of each part of the batch, and the gradients'
             norm. They stay on the device until then.
         names: of the metrics.
+        until_look: updates until several processes next agree whether to stop or save.
+        stuck: whether too many updates in a row were skipped.
     """
 
     dataset: Dataset
@@ -56,6 +60,8 @@ class Job:
     parameters: list[nn.Parameter]
     reports: list[tuple[list[Tensor], Tensor]] = field(default_factory=list[tuple[list[Tensor], Tensor]])
     names: list[str] = field(default_factory=list[str])
+    until_look: int = 1
+    stuck: bool = False
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -114,6 +120,8 @@ def resume(out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
 
     def read() -> bytes:
         run = Run.open(out)
+        for folder in (run.path, run.path / "checkpoint"):
+            remove_unfinished(folder)
         return json.dumps([str(run), (run.path / "config.toml").read_text()]).encode()
 
     path, text = json.loads(processes.from_first(read))
@@ -125,10 +133,21 @@ def resume(out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
         numbers = processes.from_first(lambda: read_checkpoint(folder)[0])
         content = processes.from_first(lambda: read_checkpoint(folder)[1])
         restore(job.state, folder, numbers, content)
-    if processes.is_first and len(run.metrics()) < job.state.counters.epoch:
-        raise InputError(f"{run}/metrics.jsonl: has fewer lines than the checkpoint has epochs; train the run again")
+        processes.from_first(lambda: _check_resumed(run, job, json.loads(numbers)["processes"]))
     job.forward = processes.wrap(job.forward)
     return run, job
+
+
+def _check_resumed(run: Run, job: Job, processes: int) -> bytes:
+    if len(run.metrics()) < job.state.counters.epoch:
+        raise InputError(f"{run}/metrics.jsonl: has fewer lines than the checkpoint has epochs; train the run again")
+    if processes != job.processes.count:
+        print(
+            f"vaelab: begun with {processes} processes, resumed with {job.processes.count}: shares and noise differ, "
+            "so the weights will not be those of an uninterrupted run",
+            file=sys.stderr,
+        )
+    return b""
 
 
 def _create(
@@ -161,8 +180,11 @@ def make_job(config: Config, dataset: Dataset, processes: Processes) -> Job:
     training = config.training
     processes.use(training.device)
     device = processes.device
-    if training.patience is not None and "validation" not in dataset.splits:
-        raise InputError(f"training.patience={training.patience}: there are no validation data to stop by")
+    if "validation" not in dataset.splits:
+        if training.patience is not None:
+            raise InputError(f"training.patience={training.patience}: there are no validation data to stop by")
+        if training.schedule == "plateau":
+            raise InputError("training.schedule=plateau: there are no validation data to follow; use another schedule")
     examples = len(dataset["train"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(training.seed, "weights"))
@@ -209,16 +231,18 @@ def _divisible(training: TrainingConfig, examples: int, processes: int) -> int:
             )
         return training.batch_size
     if examples < parts:
-        raise InputError(f"{examples} training examples are fewer than {parts} shares of a batch; use fewer processes")
+        raise InputError(
+            f"{examples} training examples are too few for {processes} processes x training.gradient_accumulation="
+            f"{training.gradient_accumulation}; lower these"
+        )
     return examples // parts * parts
 
 
 def settle_speed(job: Job, config: TrainingConfig) -> tuple[int, ...]:
     """Choose the precision, and the number of threads to begin with. Returns the numbers to choose from later."""
+    numbers = candidates(config.threads, job.processes.device)
     if job.processes.count > 1:  # how many processes share a machine, the launcher knows: OMP_NUM_THREADS
-        numbers = (torch.get_num_threads(),)
-    else:
-        numbers = candidates(config.threads, job.processes.device)
+        numbers = numbers[-1:]
     if job.state.precision == "auto":
         chosen = precision.choose(config, job.processes.device, numbers, lambda dtype: _rehearse(job, config, dtype))
         # Precision is the first process's choice: gradients of two precisions do not mix well.

@@ -26,7 +26,7 @@ from vaelab.objectives import Loss
 from vaelab.runs import Run, write_tensors
 from vaelab.training.interrupt import Interrupted, StopRequest, stop_request
 from vaelab.training.job import Job, begin, resume, settle_speed
-from vaelab.training.processes import Followed
+from vaelab.training.processes import Deserted, Followed, deserted
 from vaelab.training.progress import Reporter
 from vaelab.training.replay import explain
 from vaelab.training.schedule import learning_rate
@@ -52,7 +52,7 @@ def train(
 
     Args:
         recipe: a shipped recipe's name, or the path of a TOML file. Default: vae.
-        data: a name, a folder of pictures, an .npy or .npz file. Default: the recipe's, else digits.
+        data: a name, a folder of pictures, an .npy or .npz file, or hf:owner/name. Default: the recipe's, else digits.
         epochs, seed: the same as `training.epochs`, `training.seed` among the overrides.
         out: the run folder. Default: runs/<recipe>-<source>-<n>.
         resume: continue the run in `out`; everything else is taken from there.
@@ -76,16 +76,20 @@ def train(
     try:
         completed = _train(run, job, progress)
     except Diverged:
-        nothing = not (job.state.best or (run.path / "checkpoint").exists())
+        nothing = not (resume or job.state.best or (run.path / "checkpoint").exists())
         if job.processes.is_first and nothing:  # nothing was learned: leave nothing
             shutil.rmtree(run.path)
         raise
     except Followed:
         raise
     except (OSError, VaelabError) as error:
-        raise Broken(f"{error}; `vaelab train --resume --out {run}` goes on from the last checkpoint", error) from None
-    finally:
-        job.processes.close()
+        found = (run.path / "checkpoint" / "latest.json").exists()
+        more = f"; `vaelab train --resume --out {run}` goes on from the last checkpoint" if found else ""
+        raise Broken(f"{error}{more}", error) from None
+    except RuntimeError as error:
+        if job.processes.count == 1 or not deserted(error):
+            raise
+        raise Deserted(str(error), 1) from None
     if not completed:
         raise Interrupted(f"stopped; {run} is complete as it stands, and `vaelab train --resume --out {run}` goes on")
     return run
@@ -118,8 +122,13 @@ def _train(run: Run, job: Job, progress: bool) -> bool:
     device = job.processes.device
     with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
         with Threads(numbers, job.state.threads) as threads:
-            trackers = Trackers(run) if job.processes.is_first else None
-            completed = _fit(run, job, threads, trackers, progress and job.processes.is_first)
+            trackers = Trackers(run, job.state.counters.step) if job.processes.is_first else None
+            try:
+                completed = _fit(run, job, threads, trackers, progress and job.processes.is_first)
+            except BaseException:
+                if trackers:
+                    trackers.close()
+                raise
         if job.processes.is_first:
             from vaelab.report import publish  # draws pictures: imported late, for training itself needs none of it
 
@@ -184,6 +193,8 @@ def _epoch(job: Job, config: TrainingConfig, threads: Threads) -> Iterator[None]
         threads.end_step()
         counters.step += 1
         counters.batch += 1
+        if len(job.reports) == LOOK_EVERY:  # inside of what is timed, for it waits for the device
+            _count(job, config)
         now = time.perf_counter()
         counters.seconds += now - began
         yield
@@ -235,14 +246,18 @@ def _update(job: Job, config: TrainingConfig) -> Tensor:
 
 
 def _look(job: Job, config: TrainingConfig, stop: StopRequest, due: bool) -> tuple[bool, bool]:
-    """Whether to stop and whether to save. Several processes must agree, so they ask each other once in a while."""
+    """Whether to stop and whether to save. Several processes must agree, so they ask each other once a second."""
+    stopped = stop.requested
     if job.processes.count > 1:
-        if job.state.counters.step % LOOK_EVERY:
+        job.until_look -= 1
+        if job.until_look > 0:
             return False, False
-        stopped, due = job.processes.any(stop.requested, due)
-    else:
-        stopped = stop.requested
-    if stopped or due or len(job.reports) >= LOOK_EVERY:
+        counters = job.state.counters
+        pace = counters.seconds / max(1, counters.step)
+        wish, waits, paces = job.processes.sum([float(stopped), float(due), pace])
+        stopped, due = wish > 0, waits > 0
+        job.until_look = max(1, min(LOOK_EVERY, int(job.processes.count / max(paces, 1e-9))))
+    if stopped or due:
         _count(job, config)
     return stopped, due
 
@@ -251,33 +266,39 @@ def _count(job: Job, config: TrainingConfig) -> None:
     """Read what the last updates have left on the device, over all processes: metrics, and which were skipped."""
     if not job.reports:
         return
-    counters = job.state.counters
-    metrics = torch.stack([torch.stack(parts) for parts, _ in job.reports]).double().mean(1)
-    norms = torch.stack([norm for _, norm in job.reports]).double()
-    rows = torch.cat([metrics, norms[:, None]], 1).cpu()
+    counters, scaler = job.state.counters, job.state.scaler
+    metrics = torch.stack([torch.stack(parts) for parts, _ in job.reports]).double().mean(1).cpu()
+    norms = torch.stack([norm for _, norm in job.reports]).double().cpu()
     job.reports.clear()
-    good = rows[rows.isfinite().all(1)]
-    totals = job.processes.sum([*good.sum(0).tolist(), float(len(good))])
-    for name, total in zip([*job.names, "gradient_norm"], totals, strict=False):
+    finite = metrics.isfinite().all(1)
+    updated = norms.isfinite()
+    sums = [*metrics[finite].sum(0).tolist(), float(finite.sum())]
+    totals = job.processes.sum([*sums, *(~finite).double().tolist()])
+    broken = [number > 0 for number in totals[len(sums) :]]  # the loss itself, in some process
+    for name, total in zip(job.names, totals, strict=False):
         counters.sums[name] = counters.sums.get(name, 0.0) + total
-    counters.counted += round(totals[-1])
-    for back, finite in enumerate(rows[:, -1].isfinite().tolist()):
-        counters.skipped_in_a_row = 0 if finite else counters.skipped_in_a_row + 1
-        if finite:
+    counters.counted += round(totals[len(sums) - 1])
+    # Gradients are averaged over the processes, so their norms are the same in all.
+    for name, total in (("gradient_norm", norms[updated].sum()), ("updates", updated.sum())):
+        counters.sums[name] = counters.sums.get(name, 0.0) + float(total)
+    for back, came_through in enumerate(updated.tolist()):
+        counters.skipped += not came_through
+        # Under float16 a finite loss whose gradient overflows is how the loss scale is found.
+        searching = scaler.is_enabled() and not broken[back] and scaler.get_scale() > 1
+        if came_through or searching:
+            counters.skipped_in_a_row = 0
             continue
-        counters.skipped += 1
-        step = counters.step - len(rows) + back
-        if counters.first_skipped is None and (why := _why(job, config, step)):
-            counters.first_skipped = f"update {step + 1} was skipped, for {why}"
+        counters.skipped_in_a_row += 1
+        job.stuck |= counters.skipped_in_a_row >= config.max_skipped
+        if counters.first_skipped is None:
+            step = counters.step - len(norms) + back
+            counters.first_skipped = f"update {step + 1} was skipped, for {_why(job, config, step)}"
             if job.processes.is_first:
                 print(f"vaelab: {counters.first_skipped}", file=sys.stderr, flush=True)
 
 
 def _why(job: Job, config: TrainingConfig, step: int) -> str:
-    """Replay a skipped update, each process its own share, and say what was not finite.
-
-    Empty under float16 if all was finite in the replay: loss scaling then finds its scale, which is nothing to report.
-    """
+    """Replay a skipped update, each process its own share, with the present weights; say what was not finite."""
     state, split = job.state, job.dataset["train"]
     rows = job.shares(config)[step - (state.counters.step - state.counters.batch)]
     found = ""
@@ -287,10 +308,7 @@ def _why(job: Job, config: TrainingConfig, step: int) -> str:
         found = explain(state.model, state.objective, x, noise, job.dtype, lambda b, p=part: split.describe(int(p[b])))
         if found:
             break
-    found = job.processes.first_word(found)
-    if found or state.scaler.is_enabled():
-        return found
-    return "its gradient was not finite; it was, when the update was tried again"
+    return job.processes.first_word(found) or "its gradient was not finite; it was, when the update was tried again"
 
 
 def _save(run: Run, job: Job, lines: list[dict[str, Any]], threads: Threads) -> None:
@@ -300,7 +318,7 @@ def _save(run: Run, job: Job, lines: list[dict[str, Any]], threads: Threads) -> 
     if job.state.best:
         _save_results(run, job, lines)
     job.state.threads = threads.chosen
-    job.state.save(run.path / "checkpoint")
+    job.state.save(run.path / "checkpoint", job.processes.count)
 
 
 def _save_results(run: Run, job: Job, lines: list[dict[str, Any]]) -> None:
@@ -315,7 +333,7 @@ def _is_finite(line: dict[str, Any]) -> bool:
 
 def _check(run: Run, job: Job, lines: list[dict[str, Any]]) -> None:
     """End the run where no update comes through any more."""
-    if job.state.counters.skipped_in_a_row >= run.config.training.max_skipped:
+    if job.stuck:
         _give_up(run, job, lines)
 
 
@@ -323,7 +341,7 @@ def _give_up(run: Run, job: Job, lines: list[dict[str, Any]]) -> NoReturn:
     """Keep the best weights of the finite epochs `lines`, if there are any, and say what to do."""
     counters = job.state.counters
     what = "training diverged in its first epoch" if not lines else f"training diverged in epoch {len(lines) + 1}"
-    if counters.skipped_in_a_row:
+    if counters.skipped_in_a_row > 1:
         what += f": {counters.skipped_in_a_row} updates in a row had no finite gradient"
     if lines:
         if job.processes.is_first:

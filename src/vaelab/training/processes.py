@@ -4,6 +4,7 @@ Every process holds a copy of the model and takes its share of each batch; `acce
 DistributedDataParallel) averages the gradients. The first process decides and writes; the others follow.
 """
 
+import atexit
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vaelab.errors import InputError, VaelabError
+from vaelab.errors import InputError, VaelabError, process_rank
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,7 +31,7 @@ class Processes:
 
     def __init__(self) -> None:
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
+        self.rank = process_rank()
         self.device = self.accelerator.device if self.count > 1 else torch.device("cpu")
 
     def use(self, device: str) -> None:
@@ -55,7 +56,15 @@ class Processes:
         for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
             if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
                 raise InputError(f"accelerate is set up for {name}; run `accelerate config` and choose multi-GPU")
-        return Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+        try:
+            accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), dynamo_backend="no")
+        except ValueError as error:
+            raise InputError(
+                f"WORLD_SIZE={self.count} announces several processes, but they cannot meet ({error}); start them with "
+                "torchrun, or unset it"
+            ) from None
+        atexit.register(_disconnect)
+        return accelerator
 
     @property
     def is_first(self) -> bool:
@@ -91,9 +100,9 @@ class Processes:
         if self.is_first:
             try:
                 content = make()
-            except VaelabError as error:
+            except (OSError, VaelabError) as error:
                 content, failure = str(error).encode(), error
-        size, code = map(int, self.sum([len(content), failure.exit_code if failure else 0]))
+        size, code = map(int, self.sum([len(content), getattr(failure, "exit_code", 1) if failure else 0]))
         content = self._send(content, 0, size)
         if failure is not None:
             raise failure
@@ -124,10 +133,10 @@ class Processes:
         if self.count > 1:
             self.accelerator.wait_for_everyone()
 
-    def close(self) -> None:
-        """End the connection, after the last exchange."""
-        if self.count > 1:
-            self.accelerator.end_training()
+
+def _disconnect() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Followed(VaelabError):
@@ -138,6 +147,15 @@ class Followed(VaelabError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Deserted(Followed):
+    """Another process ended in the middle of an exchange; it says itself why."""
+
+
+def deserted(error: RuntimeError) -> bool:
+    """Whether this is how torch tells that another process is gone."""
+    return isinstance(error, torch.distributed.DistError) or "closed by peer" in str(error) or "gloo" in str(error)
 
 
 def _single_device(name: str) -> torch.device:

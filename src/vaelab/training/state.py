@@ -88,8 +88,8 @@ class State:
         """Remember the present weights as the best."""
         self.best = {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint; the previous one stays until this one is whole."""
+    def save(self, folder: Path, processes: int) -> None:
+        """Write the checkpoint of so many processes; the previous one stays until this one is whole."""
         folder.mkdir(exist_ok=True)
         file = folder / f"step-{self.counters.step:08d}.safetensors"
         write_tensors(file, self._tensors())
@@ -97,6 +97,7 @@ class State:
             "file": file.name,
             "precision": self.precision,
             "threads": self.threads,
+            "processes": processes,
             "counters": asdict(self.counters),
             "scaler": self.scaler.state_dict(),
         }

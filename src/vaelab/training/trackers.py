@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vaelab.errors import InputError
+from vaelab.errors import InputError, VaelabError
 from vaelab.runs import Run
 
 FOLDER = "logs"
@@ -28,7 +28,7 @@ def check_installed(names: tuple[str, ...]) -> None:
 class Trackers:
     """The chosen trackers, told the configuration at once, then curves, and at the end numbers and pictures."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, step: int) -> None:
         names = run.config.training.log_with
         self.trackers: list[Any] = []
         if not names:
@@ -38,9 +38,16 @@ class Trackers:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorBoard without TensorFlow says so at each start
         for name in names:
             kind: Any = LOGGER_TYPE_TO_CLASS[name]
-            tracker: Any = kind("vaelab", str(run.path / FOLDER)) if kind.requires_logging_directory else kind("vaelab")
-            tracker.start()
-            tracker.store_init_configuration(_flat(run.config.to_dict()))
+            if kind.requires_logging_directory:  # what a killed run has told beyond its last checkpoint is taken back
+                tracker: Any = kind("vaelab", str(run.path / FOLDER), purge_step=step + 1)
+            else:
+                tracker = kind("vaelab")
+            try:
+                tracker.start()
+                if not step:
+                    tracker.store_init_configuration(_flat(run.config.to_dict()))
+            except Exception as error:  # noqa: BLE001 each tracker has errors of its own: no account, no network
+                raise VaelabError(f"training.log_with={name}: {str(error).splitlines()[0]}") from None
             self.trackers.append(tracker)
 
     def line(self, line: dict[str, Any]) -> None:
@@ -58,6 +65,11 @@ class Trackers:
             tracker.log(values, step=step)
             for path in pictures:
                 _log_picture(tracker, path, step)
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        for tracker in self.trackers:
             tracker.finish()
         self.trackers = []
 

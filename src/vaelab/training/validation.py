@@ -1,5 +1,6 @@
 """What happens between two epochs: validate, keep the best weights, stop early, take a frame of the animation."""
 
+import json
 import math
 from typing import Any
 
@@ -14,14 +15,16 @@ from vaelab.noise import generator
 from vaelab.objectives import Objective
 from vaelab.training.job import EXAMPLES_AT_ONCE, Job
 from vaelab.training.processes import Processes
+from vaelab.training.schedule import learning_rate
 from vaelab.training.state import Counters
 
 
 def close_epoch(job: Job, config: TrainingConfig) -> dict[str, Any]:
     """Validate, and keep the weights if they are the best; returns the line for metrics.jsonl."""
     state, counters = job.state, job.state.counters
-    train = {name: total / max(1, counters.counted) for name, total in counters.sums.items()}
-    norm = train.pop("gradient_norm", math.nan)
+    updates, norms = counters.sums.pop("updates", 0.0), counters.sums.pop("gradient_norm", 0.0)
+    train = {name: total / counters.counted for name, total in counters.sums.items()} if counters.counted else {}
+    rate = learning_rate(counters.step - 1, job.steps_per_epoch, job.epochs, config, counters.reductions)
     state.objective.step = None
     validation = None
     if "validation" in job.dataset.splits:
@@ -42,8 +45,8 @@ def close_epoch(job: Job, config: TrainingConfig) -> dict[str, Any]:
         "epoch": counters.epoch,
         "step": counters.step,
         "seconds": round(counters.seconds, 3),
-        "learning_rate": state.optimizer.param_groups[0]["lr"],
-        "gradient_norm": norm if math.isfinite(norm) else None,
+        "learning_rate": rate,
+        "gradient_norm": norms / updates if updates else None,
         "skipped": counters.skipped,
         "train": train,
         "validation": validation,
@@ -83,12 +86,15 @@ def measure(
         used += len(x)
         for name, value in objective(model.terms(x, objective.num_samples, noise)).metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(x)
-    totals = [*sums.values(), float(used)]
+    names = list(sums)
+    if processes:  # a process may have had no example, and not know the names
+        names = json.loads(processes.first_word(json.dumps(names) if names else "") or "[]")
+    totals = [*(sums.get(name, 0.0) for name in names), float(used)]
     if processes:
         totals = processes.sum(totals)
     if not totals[-1]:
         raise InputError("every validation example holds NaN or infinite values; mend the data")
-    return {name: total / totals[-1] for name, total in zip(sums, totals, strict=False)}
+    return {name: total / totals[-1] for name, total in zip(names, totals, strict=False)}
 
 
 def _take_frame(job: Job) -> None:
