@@ -797,6 +797,22 @@ def test_cautions_say_what_is_wrong_and_only_that(copy: Run) -> None:
     planned = job.make_job(automatic, dataset_of(copy), Processes()).epochs
     (stopped,) = report.cautions(replace(well, run=replace(copy, config=automatic)))
     assert planned > 3 and f"stopped after 3 of {planned} epochs" in stopped
+    skipping = [*well.lines[:-1], {**well.lines[-1], "skipped": 2}]
+    (skipped,) = report.cautions(replace(well, lines=skipping))
+    assert skipped.startswith(f"2 of {well.lines[-1]['step']} updates were skipped")
+
+
+def test_early_stopping_is_no_interruption(tmp_path: Path) -> None:
+    keys = {"data.validation": 0.45, "data.test": 0.45, "data.binarize": "threshold", "training.learning_rate": 0.02}
+    keys |= {"training.schedule": "constant", "training.patience": 4, "network.hidden": [16]}
+    run = vaelab.train("vae", data="digits", epochs=400, out=tmp_path / "run", progress=False, overrides=keys)
+    best = run.best()
+    assert best is not None
+    (first, *_) = report.cautions(report._find(run, dataset_of(run)))
+    assert first.startswith(
+        f"Early stopping: after epoch {best['epoch']} the validation loss did not fall for 4 epochs"
+    )
+    assert first.endswith(f"training ended after {best['epoch'] + 4} of 400.")
 
 
 @pytest.mark.parametrize(

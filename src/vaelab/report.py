@@ -119,11 +119,22 @@ def cautions(found: Findings) -> list[str]:
     run, e, lines = found.run, found.evaluation, found.lines
     said: list[str] = []
     planned = run.config.training.planned_epochs(run.about["examples"]["train"])
+    patience, best = run.config.training.patience, run.best()
     if not lines:
         said.append("Training stopped before its first epoch was complete. The weights are hardly trained.")
+    elif patience and best and len(lines) < planned and len(lines) - best["epoch"] >= patience:
+        said.append(
+            f"Early stopping: after epoch {best['epoch']} the validation loss did not fall for {patience} epochs "
+            f"(training.patience), so training ended after {len(lines)} of {planned}."
+        )
     elif len(lines) < planned:
         said.append(
             f"Training stopped after {len(lines)} of {planned} epochs. This goes on: vaelab train --resume --out {run}"
+        )
+    if lines and (skipped := lines[-1].get("skipped")):
+        said.append(
+            f"{skipped} of {lines[-1]['step']} updates were skipped, for their gradient was not finite. "
+            "checkpoint/latest.json says what the first one was (first_skipped)."
         )
     if not math.isfinite(e.distortion):
         return [*said, "The numbers are not finite: training has diverged. Lower training.learning_rate."]
