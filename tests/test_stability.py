@@ -378,7 +378,6 @@ def test_float16_scales_the_loss_and_survives_an_overflow(tmp_path: Path, capsys
 
 
 def test_automatic_precision_is_measured_where_the_hardware_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vaelab.config import TrainingConfig
     from vaelab.training import precision
 
     clock = [0.0]
@@ -392,7 +391,7 @@ def test_automatic_precision_is_measured_where_the_hardware_has_bfloat16(monkeyp
         clock[0] += cost[dtype, threads[0]] / 1000
 
     def chosen() -> tuple[str, int]:
-        return precision.choose(TrainingConfig(), torch.device("cpu"), (1, 2), rehearse)
+        return precision.choose(torch.device("cpu"), (1, 2), rehearse)
 
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     assert chosen() == ("bfloat16", 2)

@@ -139,6 +139,7 @@ def evaluate_model(model: VAE, examples: Split, importance_samples: int, *, spli
         floors += [] if floor is None else [floor]
     if not parts:
         raise InputError(f"{split}: every example holds NaN or infinite values; there is nothing to evaluate")
+    latents = torch.cat(means)
     numbers: dict[str, Any] = {}
     for name in ("elbo", "rate", "distortion", "log_px"):
         numbers |= _average(name, parts)
@@ -146,12 +147,12 @@ def evaluate_model(model: VAE, examples: Split, importance_samples: int, *, spli
     log_px: float | None = numbers["log_px"]
     return Evaluation(
         split=split,
-        n=len(torch.cat(means)),
+        n=len(latents),
         **numbers,
         importance_samples=importance_samples,
         effective_sample_size=float(torch.cat(sizes).mean()) if sizes else None,
         bits_per_dim=_bits_per_dim(model, log_px),
-        active_units=int(active(torch.cat(means)).sum()) if sizes else None,
+        active_units=int(active(latents).sum()) if sizes else None,
         latent_dim=model.latent_dim,
         scale_at_floor=float(torch.stack(floors).mean()) if floors else None,
     )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,10 @@ def begin(recipe_name: str, overrides: Mapping[str, Any], out: str | os.PathLike
 
     def create() -> bytes:
         mine.append(_create(recipe_name, overrides, out, processes))
-        run = mine[0][0]
-        return json.dumps([str(run), (run.path / "config.toml").read_text()]).encode()
+        return _packed(mine[0][0])
 
-    path, text = json.loads(processes.from_first(create))
+    run = _unpacked(processes.from_first(create))
     if not mine:  # the others read what the first has written; with its fingerprint, for all must see the same data
-        run = Run.parse(Path(path), text)
         mine.append((run, make_job(run.config, run.data(), processes)))
     run, job = mine[0]
     job.forward = processes.wrap(job.forward)  # now that all are here
@@ -122,20 +121,29 @@ def resume(out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
         run = Run.open(out)
         for folder in (run.path, run.path / "checkpoint"):
             remove_unfinished(folder)
-        return json.dumps([str(run), (run.path / "config.toml").read_text()]).encode()
+        return _packed(run)
 
-    path, text = json.loads(processes.from_first(read))
-    run = Run.parse(Path(path), text)
+    run = _unpacked(processes.from_first(read))
     job = make_job(run.config, run.data(), processes)
     folder = run.path / "checkpoint"
-    found = processes.from_first(lambda: b"yes" if (folder / "latest.json").exists() else b"")
-    if found:
-        numbers = processes.from_first(lambda: read_checkpoint(folder)[0])
-        content = processes.from_first(lambda: read_checkpoint(folder)[1])
+    checkpoint = cache(lambda: read_checkpoint(folder))  # read once, and by the first process alone
+    numbers = processes.from_first(lambda: checkpoint()[0])
+    if numbers:
+        content = processes.from_first(lambda: checkpoint()[1])
         restore(job.state, folder, numbers, content)
         processes.from_first(lambda: _check_resumed(run, job, json.loads(numbers)["processes"]))
     job.forward = processes.wrap(job.forward)
     return run, job
+
+
+def _packed(run: Run) -> bytes:
+    """What the first process tells the others of a run: they may not have its folder."""
+    return json.dumps([str(run), (run.path / "config.toml").read_text()]).encode()
+
+
+def _unpacked(content: bytes) -> Run:
+    path, text = json.loads(content)
+    return Run.parse(Path(path), text)
 
 
 def _check_resumed(run: Run, job: Job, processes: int) -> bytes:
@@ -244,7 +252,7 @@ def settle_speed(job: Job, config: TrainingConfig) -> tuple[int, ...]:
     if job.processes.count > 1:  # how many processes share a machine, the launcher knows: OMP_NUM_THREADS
         numbers = numbers[-1:]
     if job.state.precision == "auto":
-        chosen = precision.choose(config, job.processes.device, numbers, lambda dtype: _rehearse(job, config, dtype))
+        chosen = precision.choose(job.processes.device, numbers, lambda dtype: _rehearse(job, config, dtype))
         # Precision is the first process's choice: gradients of two precisions do not mix well.
         found = job.processes.from_first(lambda: f"{chosen[0]} {chosen[1]}".encode()).decode().split()
         job.state.precision, job.state.threads = found[0], int(found[1])
@@ -274,8 +282,7 @@ def start_at_data(model: VAE, split: Split) -> None:
     total = torch.zeros(model.event_shape, dtype=torch.float64)
     squares = torch.zeros_like(total)
     for part in rows.split(EXAMPLES_AT_ONCE):
-        x = split.batch(part, generator("start")).double()
-        x = x[x.flatten(1).isfinite().all(1)]
+        x = split.usable(split.batch(part, generator("start"))).double()
         count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
     mean = total / max(1, count)
     std = (squares / max(1, count) - mean.square()).clamp(min=0).sqrt()

@@ -9,8 +9,6 @@ from statistics import median
 
 import torch
 
-from vaelab.config import TrainingConfig
-
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What autocast gets; None is no autocast."""
 ROUNDS = 5
@@ -29,22 +27,19 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def choose(
-    config: TrainingConfig,
-    device: torch.device,
-    threads: tuple[int, ...],
-    rehearse: Callable[[torch.dtype | None], None],
+    device: torch.device, threads: tuple[int, ...], rehearse: Callable[[torch.dtype | None], None]
 ) -> tuple[str, int]:
-    """Precision and number of threads to begin with.
+    """What `training.precision=auto` comes to, and the number of threads to begin with.
 
-    `auto` takes bfloat16 where the hardware has it and it saves a tenth of the time or more. On a processor both
+    That is bfloat16 where the hardware has it and it saves a tenth of the time or more. On a processor both
     precisions are timed with each number of threads, in turns, so that a disturbance meets them alike.
 
     Args:
         threads: the numbers of threads to try; the last is the present one.
         rehearse: one forward and backward pass in a precision, without an update.
     """
-    if config.precision != "auto" or not has_bfloat16(device):
-        return ("float32" if config.precision == "auto" else config.precision), threads[-1]
+    if not has_bfloat16(device):
+        return "float32", threads[-1]
     before = torch.get_num_threads()
     times: dict[tuple[str, int], list[float]] = {}
     began = time.perf_counter()

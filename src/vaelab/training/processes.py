@@ -88,10 +88,6 @@ class Processes:
         assert isinstance(total, Tensor)
         return total.tolist()
 
-    def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set in any process."""
-        return [value > 0 for value in self.sum([float(flag) for flag in flags])]
-
     def from_first(self, make: Callable[[], bytes]) -> bytes:
         """What `make` gives in the first process, in every process. If it fails there, it fails everywhere."""
         if self.count == 1:

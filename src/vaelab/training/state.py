@@ -142,11 +142,13 @@ class State:
 
 
 def read_checkpoint(folder: Path) -> tuple[bytes, bytes]:
-    """The content of `latest.json` and of the file that it names.
+    """The content of `latest.json` and of the file that it names; empty if there is no checkpoint.
 
     Raises:
         InputError: the checkpoint is damaged.
     """
+    if not (folder / "latest.json").exists():
+        return b"", b""
     try:
         text = (folder / "latest.json").read_bytes()
         return text, (folder / json.loads(text)["file"]).read_bytes()

@@ -64,15 +64,13 @@ def _count_patience(counters: Counters, config: TrainingConfig) -> None:
 
 
 @torch.no_grad()
-def measure(
-    model: VAE, objective: Objective, split: Split, seed: int, processes: Processes | None = None
-) -> dict[str, float]:
+def measure(model: VAE, objective: Objective, split: Split, seed: int, processes: Processes) -> dict[str, float]:
     """The objective's metrics over a whole split in float32, with the same noise at every call.
 
     Each process takes its share of the examples. Sums and counts are added up over all, so it is the mean over the
     examples, however unequal the shares are. Examples of a stream that hold NaN are left out.
     """
-    rank, count = (processes.rank, processes.count) if processes else (0, 1)
+    rank, count = processes.rank, processes.count
     model.eval()
     sums: dict[str, float] = {}
     noise = generator(seed, "validation", *([rank] if rank else []), device=split.device)
@@ -86,12 +84,9 @@ def measure(
         used += len(x)
         for name, value in objective(model.terms(x, objective.num_samples, noise)).metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(x)
-    names = list(sums)
-    if processes:  # a process may have had no example, and not know the names
-        names = json.loads(processes.first_word(json.dumps(names) if names else "") or "[]")
-    totals = [*(sums.get(name, 0.0) for name in names), float(used)]
-    if processes:
-        totals = processes.sum(totals)
+    # A process may have had no example, and not know the names.
+    names = json.loads(processes.first_word(json.dumps(list(sums)) if sums else "") or "[]")
+    totals = processes.sum([*(sums.get(name, 0.0) for name in names), float(used)])
     if not totals[-1]:
         raise InputError("every validation example holds NaN or infinite values; mend the data")
     return {name: total / totals[-1] for name, total in zip(names, totals, strict=False)}
