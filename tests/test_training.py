@@ -167,3 +167,17 @@ def test_divergence_later_keeps_the_best_weights(tmp_path: Path, monkeypatch: py
     found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert Run.open(tmp_path / "run").metrics()[-1]["validation"] == whole.metrics()[-1]["validation"]
+
+
+def test_training_takes_denormal_numbers_for_zero_and_gives_them_back(tmp_path: Path) -> None:
+    def survives() -> bool:
+        return torch.full((), 1e-39).mul(1.0).item() != 0
+
+    seen: list[bool] = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: seen.append(survives()))
+    try:
+        vaelab.train(data="digits", epochs=1, out=tmp_path / "run", progress=False)
+    finally:
+        hook.remove()
+    assert seen and not any(seen)
+    assert survives()

@@ -30,13 +30,14 @@ from vaelab.training.processes import Deserted, Followed, deserted
 from vaelab.training.progress import Reporter
 from vaelab.training.replay import explain
 from vaelab.training.schedule import learning_rate
-from vaelab.training.threads import Threads
+from vaelab.training.threads import Threads, flush_denormals
 from vaelab.training.trackers import Trackers
 from vaelab.training.validation import close_epoch
 
 LOOK_EVERY = 20  # updates between two readings of what the device has counted
 
 
+@flush_denormals()
 def train(
     recipe: str | None = None,
     *,
