@@ -26,7 +26,7 @@ def main() -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--student", action="store_true", help="notebooks: only those without solutions")
     which.add_argument("--solution", action="store_true", help="notebooks: only those with solutions")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # options may stand before chapters
     if (args.command == "notebooks") != (args.out is not None):
         parser.error("-o FOLDER belongs to notebooks, and notebooks needs it")
     try:

@@ -146,7 +146,8 @@ def notebook(path: Path, kind: Kind) -> Node:
     numbers = results(path, "full")
     for cell in made.cells:
         if cell.cell_type == "markdown":
-            cell.source = insert_numbers(cell.source, numbers)
+            text = insert_numbers(cell.source, numbers)
+            cell.source = re.sub(r"\]\((\w+)\.py\)", r"](\1.ipynb)", text)  # the other chapters lie beside it
         elif "exercise" in _tags(cell):
             cell.source = stub(cell.source) if kind == "student" else without_markers(cell.source)
     made.cells.insert(1, new_code_cell(INSTALL))
