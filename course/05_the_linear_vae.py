@@ -33,7 +33,7 @@ BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe 
 STEPS = 600 if FAST else 2000
 NEAR = 0.05 if FAST else 0.003  # nats: how near to the exact answer training is asked to come
 
-pictures = torch.tensor(load_digits().data) / 16  # [1797, 64]: grey levels from 0 to 1
+pictures = torch.tensor(load_digits().data) / 16  # [1797, 64]: gray levels from 0 to 1
 x = pictures - pictures.mean(0)  # from here on, x is a picture less the mean picture
 N, D = x.shape
 
@@ -52,7 +52,7 @@ plot.semilogy(range(1, 11), eigenvalues[:10], "o", color=BLUE, label="ten that a
 plot.semilogy(range(11, 62), eigenvalues[10:61], "x", color=ORANGE, label="the others")
 plot.axhline(eigenvalues[10:].mean(), color=ORANGE, linestyle="--", label="mean of the others")
 plot.axvline(10.5, color="gray", linewidth=0.8)
-plot.set(xlabel="principal direction $j$", ylabel="variance $\\lambda_j$ (grey levels squared)")
+plot.set(xlabel="principal direction $j$", ylabel="variance $\\lambda_j$ (gray levels squared)")
 plot.legend()
 for j in range(6):
     axes[str(j)].imshow(U[:, j].view(8, 8), cmap="gray", vmin=-0.4, vmax=0.4)
@@ -67,7 +67,7 @@ assert (eigenvalues[61:] < 1e-9).all() and eigenvalues[60] > 1e-9
 # *Figure 5.1. The variances $\lambda_j$ of the digits along their principal directions, and the first six directions as
 # pictures. Three of the 64 pixels are 0 in every picture, so the last three variances are 0 and not drawn.*
 #
-# The data are scikit-learn's 1,797 digits of 8 × 8 pixels, with grey levels from 0 to 1. Their covariance matrix $S$ has
+# The data are scikit-learn's 1,797 digits of 8 × 8 pixels, with gray levels from 0 to 1. Their covariance matrix $S$ has
 # the eigenvalues $\lambda_1 \ge \lambda_2 \ge \dots \ge \lambda_D$, with $D = 64$. Each eigenvector is a **principal
 # direction**, and its eigenvalue is the variance of the pictures along it. The largest is {{largest:.4f}}. All
 # together are {{total:.4f}}, and the first ten hold {{share_ten:.0%}} of that.
@@ -488,7 +488,7 @@ print(
 
 # %% [markdown]
 # After training the rate is {{rate_slip:.4f}} nats, and the squared error is {{error_slip:.4f}}: all the variance there is. The
-# decoder gives the mean picture. On MNIST, with $D = 784$, the slip means $\sigma = \sqrt{392} \approx 20$ grey ranges. Nobody would
+# decoder gives the mean picture. On MNIST, with $D = 784$, the slip means $\sigma = \sqrt{392} \approx 20$ gray ranges. Nobody would
 # write that down as an assumption about pixels.
 #
 # ## Exercises

@@ -108,6 +108,11 @@ WRONG = {
         ("rate = 0.5 * torch.log(eigenvalues.clamp", "rate = 0.51 * torch.log(eigenvalues.clamp"),
         ("distortion + BETA * kl", "distortion + 1.2 * BETA * kl"),
     ],
+    "06": [
+        ("return 0.5 * (log_variance.exp() + mean**2", "return 0.5 * (log_variance.exp() + 0.8 * mean**2"),
+        ("exact_kl = 0.5 *", "exact_kl = 0.52 *"),
+        ("return log_px_z + log_pz - log_qz_x", "return log_px_z + 0.9 * log_pz - log_qz_x"),
+    ],
     "clinic": [
         ("both_means * PIXELS, (distortion + 8 * kl)", "both_means * PIXELS, (distortion + 7 * kl)"),
         ("log_q.logsumexp(1) - math.log(len(train_x))", "log_q.logsumexp(0) - math.log(len(train_x))"),
@@ -189,6 +194,18 @@ def test_a_run_is_held_to_the_results(tmp_path: Path) -> None:
     assert chapters.check(path, "fast").faults == [
         "09_small.py: small is not recorded", "09_small.py: tiny is not quoted any more",
     ]  # fmt: skip
+
+
+def test_a_chapter_leaves_no_precision_to_the_next(tmp_path: Path) -> None:
+    import torch
+
+    text = SMALL.replace("from vaelab", "import torch\ntorch.set_default_dtype(torch.float64)\nfrom vaelab")
+    chapters.run(chapter(tmp_path, text), "fast")
+    chapters.run(
+        chapter(tmp_path, SMALL.replace("# %%\n", "# %%\nimport torch\nassert torch.ones(1).element_size() == 4\n")),
+        "fast",
+    )
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -210,9 +210,11 @@ def run(path: Path, length: Length) -> Outcome:
     What a cell raises comes through, with a note that names the cell.
     """
     import matplotlib as mpl
+    import torch
     from matplotlib import pyplot
 
     mpl.use("Agg")
+    torch.set_default_dtype(torch.float32)  # a chapter before may have chosen another
     vaelab.course.FAST = length == "fast"
     quoted.clear()
     faults: list[str] = []
