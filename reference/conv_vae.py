@@ -74,9 +74,8 @@ def terms(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def elbo(model: VAE, x: Tensor, eps: Tensor) -> Tensor:
-    """The bound of [1] eq. (3), estimated as in eq. (10). One value for each draw and picture: [K, B]."""
     log_px_z, kl, _ = terms(model, x, eps)
-    return log_px_z - kl
+    return log_px_z - kl  # the bound of [1] eq. (3), estimated as in eq. (10), for each draw and picture: [K, B]
 
 
 def loss(model: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -107,7 +106,7 @@ def fit(model: VAE, train: Tensor, validation: Tensor, epochs: int, noise: torch
 
 
 def draw(model: VAE, test: Tensor, history: list[list[float]], noise: torch.Generator) -> Figure:
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    figure, epochs = Figure(figsize=(11, 6.5), layout="constrained"), len(history)
     pictures, curves = figure.subplots(1, 2)
     loc, scale = model.decode(torch.cat([model.encode(test[:30])[0], torch.randn(30, LATENT_DIM, generator=noise)]))
     drawn = loc + scale * torch.rand(loc.shape, generator=noise).logit()  # logistic, by the inverse of its CDF
@@ -116,9 +115,8 @@ def draw(model: VAE, test: Tensor, history: list[list[float]], noise: torch.Gene
     pictures.imshow(cells.transpose(3, 4).reshape(108, 90), cmap="gray_r", vmin=0, vmax=1)
     pictures.set(title="Reconstruction: z is the mean of q(z|x)\nSample: z from the prior", frame_on=False, xticks=[])
     pictures.set_yticks(range(4, 108, 9), ["test picture", "reconstruction"] * 3 + ["sample: loc", "pixels drawn"] * 3)
-    curves.plot(range(1, len(history) + 1), history, label=["180 training pictures", "180 validation pictures"])
-    curves.set(title="Learning", xlabel="epoch", ylabel="ELBO (nats per picture)")
-    curves.locator_params(axis="x", integer=True)
+    curves.plot(range(1, epochs + 1), history, label=["180 training pictures", "180 validation pictures"])
+    curves.set(xlabel="epoch", ylabel="ELBO (nats per picture)", xticks=range(0, epochs + 1, 1 + epochs // 10))
     curves.legend()
     return figure
 
@@ -129,6 +127,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--out", default="conv_vae.png")
     args = parser.parse_args()
+    if args.epochs < 1:
+        parser.error(f"argument --epochs: must be at least 1, not {args.epochs}")
     torch.set_num_threads(1)  # at this size two threads gain little, and lose much on a busy machine
     noise = torch.manual_seed(args.seed)  # one generator draws the first weights and all noise
     train, validation, test = load_data()

@@ -29,6 +29,6 @@ def latents(model: VAE, examples: Split) -> tuple[Tensor, Tensor | None]:
 def active(means: Tensor) -> Tensor:
     """Which latents' posterior means [N, D] vary over the examples by more than 0.01: [D] bool.
 
-    Burda et al. 2016, section 5.1: a latent that the encoder does not use has the same mean for every example.
+    Burda et al. 2016, section 5.2: a latent that the encoder does not use has the same mean for every example.
     """
     return means.double().var(0, correction=0) > ACTIVE
