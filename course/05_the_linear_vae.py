@@ -99,15 +99,15 @@ def log_px(x, W, variance):
 #
 # What are the best $W$ and $\sigma^2$? Averaged over the pictures, the logarithm of the normal density is
 #
-# $$-\tfrac12\left[D \ln 2\pi + \ln|C| + \mathrm{tr}(C^{-1} S)\right].$$
+# $$-\tfrac12\left[D \log 2\pi + \log|C| + \mathrm{tr}(C^{-1} S)\right].$$
 #
 # Let $C$ have the same directions as $S$, with variances $c_j$. (That this is best is proven in reference 1.) Then it is
-# a sum, $-\tfrac12 \sum_j (\ln 2\pi + \ln c_j + \lambda_j / c_j)$. Each term is best at $c_j = \lambda_j$. But $W$ has
+# a sum, $-\tfrac12 \sum_j (\log 2\pi + \log c_j + \lambda_j / c_j)$. Each term is best at $c_j = \lambda_j$. But $W$ has
 # only $q$ columns, so $D - q$ directions must share one $c_j = \sigma^2$. Set the derivative to zero: $\sigma^2$ is the
 # mean of their $\lambda_j$. What is left of the sum is
 #
 # $$\sigma^2 = \frac{1}{D - q} \sum_{j > q} \lambda_j, \qquad
-# \log p(x) = -\tfrac12\Big[D \ln 2\pi + \sum_{j \le q} \ln \lambda_j + (D - q) \ln \sigma^2 + D\Big],$$
+# \log p(x) = -\tfrac12\Big[D \log 2\pi + \sum_{j \le q} \log \lambda_j + (D - q) \log \sigma^2 + D\Big],$$
 #
 # and $C = WW^\top + \sigma^2 I$ is met by the columns $w_j = \sqrt{\lambda_j - \sigma^2}\, u_j$, where $u_j$ is
 # direction $j$.
@@ -140,8 +140,8 @@ for q in (2, 5, 10, 20):
 #
 # *Table 5.1. The best that any linear VAE can do on these digits. They may be above 0, since $p(x)$ is a density.*
 #
-# The class `PCA` of scikit-learn has the method `score`, and it gives the same numbers to five digits after the point.
-# The rest is because it divides the covariance by $N - 1$ instead of $N$.
+# The class `PCA` of scikit-learn has the method `score`. What it gives is within 0.00001 nats of these numbers. The
+# difference is there because it divides the covariance by $N - 1$ instead of $N$.
 #
 # ## The best encoder
 #
@@ -168,7 +168,7 @@ def best_encoder(W, variance):
 # squared length of the column $w_j$.
 #
 # $$E\|x - \hat x\|^2 = \|x - W\,\text{mean}\|^2 + \sum_j s_j^2 \|w_j\|^2, \qquad
-# \text{distortion} = \tfrac12\Big[D \ln(2\pi\sigma^2) + \frac{E\|x - \hat x\|^2}{\sigma^2}\Big].$$
+# \text{distortion} = \tfrac12\Big[D \log(2\pi\sigma^2) + \frac{E\|x - \hat x\|^2}{\sigma^2}\Big].$$
 #
 # Here $\hat x = Wz$ is decoded from a *draw* of $z$. The rate is the sum of the latents' KL, as in
 # [chapter 0](00_a_broken_vae.py).
@@ -205,8 +205,8 @@ assert gap.abs().max() < 1e-9
 #
 # All parameters start at random: $W$, $V$, `log_variance` and $\log \sigma^2$. The loss is minus the ELBO.
 #
-# One trick makes it quick. Look at `terms`: averaged over pictures, everything depends on $x$ through the products
-# $x x^\top$ alone, that is, through $S$. So 64 rows that have the covariance $S$ train exactly as 1,797 pictures do.
+# One trick makes it quick. Look at `terms`: averaged over pictures, everything depends on $x$ through the average of
+# $x x^\top$ alone, and that is $S$. So 64 rows that have the covariance $S$ train exactly as 1,797 pictures do.
 
 # %%
 rows = math.sqrt(D) * (U * eigenvalues.sqrt()) @ U.T  # [64, 64], with rows.T @ rows / 64 = S
@@ -277,7 +277,7 @@ axis.legend(loc="lower right")
 # The exact posterior is now a tilted ellipse, and a diagonal $q(z|x)$ cannot tilt. The gap is the KL between the best
 # diagonal one and the exact one. It is the same for every picture:
 #
-# $$\log p(x) - \mathrm{ELBO} = \tfrac12 \Big(\sum_j \ln M_{jj} - \ln |M|\Big).$$
+# $$\log p(x) - \mathrm{ELBO} = \tfrac12 \Big(\sum_j \log M_{jj} - \log |M|\Big).$$
 
 
 # %%
@@ -302,14 +302,16 @@ overlap = (columns.T @ columns - torch.eye(10)).abs().max().item()
 gap_trained = rotation_gap(trained[10][0], trained[10][3]).item()
 quote("overlap", overlap, abs=0.02)
 quote("gap_trained", gap_trained, abs=1e-3)
+aligned = (U[:, :10].T @ columns).abs().amax(0)  # each column's cosine with the principal direction nearest to it
+quote("aligned", aligned.min().item(), abs=0.15 if FAST else 0.01)
 assert 0 <= gap_trained < NEAR and overlap < (0.5 if FAST else 0.05)
 print(f"trained: largest cosine between two columns {overlap:.4f}, gap {gap_trained:.6f} nats")
 
 # %% [markdown]
 # This rotation costs {{gap_turned:.3f}} nats, by the formula and by measurement. So the likelihood leaves the axes open, and
 # the diagonal posterior decides: training goes to a $W$ with orthogonal columns, which are principal directions. In the
-# trained VAE the cosine between two columns of $W$ is at most {{overlap:.3f}}, and what is left of the gap is
-# {{gap_trained:.5f}} nats. A VAE's latents have preferred axes, and this is where they come from.
+# trained VAE the cosine between two columns of $W$ is at most {{overlap:.3f}}, that between a column and its principal
+# direction at least {{aligned:.3f}}, and what is left of the gap is {{gap_trained:.5f}} nats. A VAE's latents have preferred axes, and this is where they come from.
 #
 # ## What happens if the ELBO is taken at the mean?
 #
@@ -354,16 +356,17 @@ assert abs(draws.mean() - best_log_px(10)) < 4 * draws.std() / math.sqrt(len(dra
 # into the KL of latent $j$. Its mean varies over the pictures with variance $1 - \sigma^2/\lambda_j$, and
 # $s_j^2 = \sigma^2 / \lambda_j$. The two add up to 1, and only the logarithm remains:
 #
-# $$\text{rate}_j = \tfrac12\left(s_j^2 + E[\text{mean}_j^2] - 1 - \ln s_j^2\right) = \tfrac12 \ln \frac{\lambda_j}{\sigma^2}.$$
+# $$\text{rate}_j = \tfrac12\left(s_j^2 + E[\text{mean}_j^2] - 1 - \log s_j^2\right) = \tfrac12 \log \frac{\lambda_j}{\sigma^2}.$$
 #
 # Along direction $j$ the squared error is then $\sigma^2$, whatever $\lambda_j$. A direction with $\lambda_j \le \sigma^2$
 # gets no latent: its column of $W$ is 0, its rate 0, and its squared error all of $\lambda_j$. Altogether
 #
-# $$\text{rate} = \tfrac12 \sum_j \max\Big(0, \ln \frac{\lambda_j}{\sigma^2}\Big), \qquad
+# $$\text{rate} = \tfrac12 \sum_j \max\Big(0, \log \frac{\lambda_j}{\sigma^2}\Big), \qquad
 # E\|x - \hat x\|^2 = \sum_j \min(\lambda_j, \sigma^2).$$
 #
-# Claude Shannon's theory of coding has the same formula. It is called **water-filling**: $\sigma^2$ is a water level, what
-# lies under water is error, and what stands out is told by the code. A latent is **active** where $\lambda_j > \sigma^2$.
+# Claude Shannon's theory of coding has the same formula. It is called **water-filling** (in books on coding: reverse water-filling).
+# $\sigma^2$ is a water level, what lies under water is error, and what stands out is told by the code. A latent is
+# **active** where $\lambda_j > \sigma^2$.
 
 
 # %%
@@ -375,9 +378,9 @@ def water_filling(variance, eigenvalues=eigenvalues):
 
 
 def measured(W, V, log_variance, variance):
-    """Rate and squared error over the pictures."""
+    """Rate and squared error over the pictures, and the number of latents that tell over a thousandth of a nat."""
     squared_error, _, kl = terms(x, W, V, log_variance, variance)
-    return kl.sum(-1).mean().item(), squared_error.mean().item()
+    return kl.sum(-1).mean().item(), squared_error.mean().item(), int((kl.mean(0) > 1e-3).sum())
 
 
 rate, squared_error, active = water_filling(0.02)
@@ -385,7 +388,7 @@ quote("rate_fixed", rate, abs=1e-4)
 quote("error_fixed", squared_error, abs=1e-5)
 quote("active_fixed", active, abs=0.1)
 W, variance = best_decoder(D, 0.02)
-rate_best, error_best = measured(W, *best_encoder(W, variance), variance)
+rate_best, error_best, _ = measured(W, *best_encoder(W, variance), variance)
 assert abs(rate - rate_best) < 1e-9 and abs(error_best - squared_error) < 1e-9
 print(f"σ² = 0.02: rate {rate:.3f} nats, squared error {squared_error:.5f}, {active} active latents")
 
@@ -401,6 +404,8 @@ for level in (0.02, 0.08, 0.3):
     assert abs(points[level][1] / squared_error - 1) < (0.03 if FAST else 0.001), "the squared error is not"
 quote("rate_trained", points[0.02][0], abs=0.01 if not FAST else 0.1)
 quote("error_trained", points[0.02][1], rel=0.001 if not FAST else 0.01)
+quote("active_trained", points[0.02][2], abs=10 if FAST else 0.1)
+assert FAST or points[0.02][2] == active
 
 # %% tags=["hide-input"] alt="Left: bars of the first 40 variances on a log scale with a water level at 0.02; 30 bars stand out of the water. Right: the curve of rate against squared error; three trained VAEs lie on it."
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
@@ -414,7 +419,7 @@ left.legend()
 levels = torch.logspace(-2.5, 0, 200).tolist()
 curve = [water_filling(level) for level in levels]
 right.plot([error for _, error, _ in curve], [rate for rate, _, _ in curve], color=BLUE, label="water-filling")
-for level, (rate, squared_error) in points.items():
+for level, (rate, squared_error, _) in points.items():
     right.plot(squared_error, rate, "o", color=ORANGE, label="trained" if level == 0.02 else None)
     right.annotate(f" $\\sigma^2 = {level}$", (squared_error, rate), xytext=(4, 4), textcoords="offset points")
 right.set(xlabel="squared error $E\\|x - \\hat x\\|^2$", ylabel="rate (nats per picture)", xlim=(0, 5), ylim=(-1, 40))
@@ -426,9 +431,10 @@ right.legend()
 # | At $\sigma^2 = 0.02$ | Rate | Squared error | Active latents |
 # |---|---|---|---|
 # | water-filling | {{rate_fixed:.3f}} nats | {{error_fixed:.5f}} | {{active_fixed:.0f}} of 64 |
-# | trained | {{rate_trained:.3f}} nats | {{error_trained:.5f}} | |
+# | trained | {{rate_trained:.3f}} nats | {{error_trained:.5f}} | {{active_trained:.0f}} of 40 |
 #
-# The VAE had 40 latents and used what the formula says. The others fell silent. That is no failure of training: the
+# The VAE had 40 latents and used {{active_trained:.0f}}, as the formula says. The others fell silent: each tells less
+# than 0.001 nats. That is no failure of training: the
 # optimum is silent there. [Chapter 6](06_collapse.py) begins with these latents.
 #
 # ## β is σ²
@@ -448,7 +454,7 @@ BETA = 4
 *parameters, _ = train(
     40, variance=0.02, loss=lambda squared_error, distortion, kl: (distortion + BETA * kl.sum(-1)).mean()
 )
-rate_beta, error_beta = measured(*parameters)
+rate_beta, error_beta, _ = measured(*parameters)
 rate, squared_error, _ = water_filling(BETA * 0.02)
 quote("rate_beta", rate_beta, abs=0.1 if FAST else 0.01)
 quote("rate_level", rate, abs=1e-4)
@@ -477,7 +483,7 @@ assert abs(error_beta / squared_error - 1) < (0.03 if FAST else 0.001)
 *parameters, _ = train(
     40, variance=1.0, loss=lambda squared_error, distortion, kl: (squared_error / D + kl.sum(-1)).mean()
 )
-rate_slip, error_slip = measured(*parameters)
+rate_slip, error_slip, _ = measured(*parameters)
 quote("rate_slip", abs(rate_slip), abs=1e-3)
 quote("error_slip", error_slip, rel=1e-3)
 assert pictures.var(0, correction=0).max() <= 1 / 4 and eigenvalues.sum() <= D / 4 < D / 2
@@ -541,6 +547,7 @@ def hidden_variance(a, b):
 # %% tags=["check"]
 for a, b in ((1.0, 1.0), (25.0, 1.0), (0.5, 0.1)):
     W, variance = best_decoder(10, hidden_variance(a, b))
+    assert W.any(), f"a = {a}, b = {b}: at this σ² every latent would be silent"
     parameters = [W, *best_encoder(W, variance)]
     for parameter in parameters:
         parameter.requires_grad_()
@@ -582,13 +589,15 @@ for angle in (0.0, 0.4, math.pi / 4, 1.2):
     )
     divergence = torch.distributions.kl_divergence(diagonal, exact_posterior).item()
     assert abs(gap_at(angle, 0.7, 0.1) - divergence) < 1e-9, f"at {angle:.2f} radians the gap is {divergence:.4f}"
+worst = max(range(91), key=lambda degrees: gap_at(math.radians(degrees), 0.7, 0.1))
+assert worst == 45, "at 45 degrees both diagonal elements of M are equal, and the gap is largest"
 
 # %% [markdown]
 # **Exercise 4.** How high must the water stand for a given rate? Find $\sigma^2$ so that the code tells `rate` nats.
 #
 # <details><summary>Hint</summary>
 #
-# The rate falls as $\sigma^2$ rises. Halve an interval of $\ln \sigma^2$ some sixty times, and use `water_filling`.
+# The rate falls as $\sigma^2$ rises. Halve an interval of $\log \sigma^2$ some sixty times, and use `water_filling`.
 #
 # </details>
 
@@ -620,7 +629,7 @@ assert abs(level_for(0.5, two) / (0.7 * math.exp(-1.0)) - 1) < 1e-6, "half a nat
 # - On the digits with 10 latents: {{best_10:.3f}} nats exactly, {{reached_10:.3f}} trained.
 # - The diagonal posterior chooses the axes. Rotated latents have the same $\log p(x)$ and a lower ELBO.
 # - The ELBO is an average over draws. At the posterior's mean it came out {{too_much:.2f}} nats above $\log p(x)$.
-# - **Water-filling**: latent $j$ carries $\tfrac12 \ln(\lambda_j / \sigma^2)$ nats if $\lambda_j > \sigma^2$, and nothing else.
+# - **Water-filling**: latent $j$ carries $\tfrac12 \log(\lambda_j / \sigma^2)$ nats if $\lambda_j > \sigma^2$, and nothing else.
 #   At $\sigma^2 = 0.02$: {{rate_fixed:.3f}} nats, squared error {{error_fixed:.5f}}, {{active_fixed:.0f}} active.
 # - At a fixed $\sigma^2$, β only multiplies $\sigma^2$.
 # - A mean squared error with a summed KL means $\sigma^2 = D/2$. Nothing in [0, 1] stands out of that water.

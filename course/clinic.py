@@ -139,7 +139,7 @@ show({name: a if name == "two\nsigmoids" else a.sigmoid() for name, a in drawn.i
 # |---|---|
 # | <a href="#q1">1. Sum or mean?</a> | Sum over pixels and latents, mean over pictures. A mean over 64 pixels makes the KL count {{weight_mean:.0f}} times: it falls from {{rate_well:.1f}} to {{rate_mean:.0e}} nats. |
 # | <a href="#q2">2. Does the KL need a weight when the batch or the data set grows?</a> | No: its weight stays {{weight_right:.2f}}. A factor of batch/data is a β of {{beta_batch:.3f}}. |
-# | <a href="#q3">3. Divide by the batch size?</a> | With Adam a sum in place of a mean changes {{adam_change:.2%}} of the path; with SGD it is a learning rate {{sgd_change:.0f}} times as large. |
+# | <a href="#q3">3. Divide by the batch size?</a> | With Adam a sum in place of a mean changes {{adam_change:.3%}} of the path; with SGD it is a learning rate {{sgd_change:.0f}} times as large. |
 # | <a href="#q4">4. Why log-variance?</a> | Any number is allowed. Without it {{negative:.0%}} of the variances start negative. |
 # | <a href="#q5">5. An activation on the mean?</a> | None. A ReLU costs {{cost_relu:.1f}} nats. |
 # | <a href="#q6">6. Why reparameterize?</a> | A plain draw gives the encoder the gradient {{plain_gradient:.0f}} where 2 is right. |
@@ -185,7 +185,7 @@ rate_well = quote("rate_well", found["well"]["rate"], abs=0.2)
 elbo_well = quote("elbo_well", found["well"]["elbo"], abs=0.3)
 rate_mean = quote("rate_mean", found["mean over\npixels"]["rate"], rel=0.9)
 elbo_mean = quote("elbo_mean", found["mean over\npixels"]["elbo"], abs=0.2)
-assert rate_mean < 1e-2 < rate_well
+assert rate_mean < 1e-3 < rate_well
 print(f"weight {weight_mean:.1f}; rate {rate_well:.2f} with sums, {rate_mean:.0e} with a mean over pixels")
 
 # %% [markdown]
@@ -294,17 +294,17 @@ print(f"β = {beta_batch:.3f}: {low_beta}")
 #
 # **If both terms are treated alike, it is only a matter of the learning rate.** Under plain gradient descent (SGD), a
 # sum over $B$ pictures is a mean with a learning rate $B$ times as large. Adam divides its step by the size of the
-# gradient, so there it changes {{adam_change:.2%}} of the path.
+# gradient, so there it changes {{adam_change:.3%}} of the path.
 
 
 # %%
 def walk(optimizer, lr, factor):
     """The weights after 30 steps of `factor` times the loss, less the weights before."""
     torch.manual_seed(0)
-    model = VAE()
+    model = VAE().double()  # so that what differs is the optimizer, and not the rounding
     start = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     optimizer = optimizer(model.parameters(), lr=lr)
-    for x in train_x[: 10 * BATCH].repeat(3, 1).split(BATCH):
+    for x in train_x[: 10 * BATCH].double().repeat(3, 1).split(BATCH):
         optimizer.zero_grad()
         (factor * negative_elbo(model, x)).backward()
         optimizer.step()
@@ -312,14 +312,14 @@ def walk(optimizer, lr, factor):
 
 
 mean_sgd, sum_sgd = walk(torch.optim.SGD, 1e-4, 1), walk(torch.optim.SGD, 1e-4 / BATCH, BATCH)
-assert torch.allclose(mean_sgd, sum_sgd, atol=1e-6)  # sum with lr / B is mean with lr
+assert torch.allclose(mean_sgd, sum_sgd, atol=1e-9)  # sum with lr / B is mean with lr
 sgd_change = (walk(torch.optim.SGD, 1e-6, BATCH).norm() / walk(torch.optim.SGD, 1e-6, 1).norm()).item()
 mean_adam, sum_adam = walk(torch.optim.Adam, 1e-3, 1), walk(torch.optim.Adam, 1e-3, BATCH)
 adam_change = ((sum_adam - mean_adam).norm() / mean_adam.norm()).item()
 quote("sgd_change", sgd_change, rel=0.02)
-quote("adam_change", adam_change, rel=0.5)
-assert abs(sgd_change / BATCH - 1) < 0.05 and adam_change < 0.02
-print(f"sum in place of mean: SGD goes {sgd_change:.1f} times as far, Adam's path changes by {adam_change:.2%}")
+quote("adam_change", adam_change, rel=0.2)
+assert abs(sgd_change / BATCH - 1) < 0.05 and adam_change < 1e-3
+print(f"sum in place of mean: SGD goes {sgd_change:.1f} times as far, Adam's path changes by {adam_change:.3%}")
 
 # %% [markdown]
 # With small steps SGD goes {{sgd_change:.1f}} times as far with the sum over 64 pictures. With the learning rate
@@ -465,7 +465,7 @@ def cut_loss(model, x):
 cut = evaluate(train(cut_loss))
 rate_cut = quote("rate_cut", cut["rate"], rel=0.9)
 elbo_cut = quote("elbo_cut", cut["elbo"], abs=0.3)
-assert rate_cut < 0.05
+assert rate_cut < 1e-3
 print(f"variance: pathwise {pathwise.var():.2f}, score {score.var():.1f}; trained with a plain draw: {cut}")
 
 # %% [markdown]
@@ -509,7 +509,7 @@ quote("uniform_mean", noise.mean().item(), abs=0.002)
 quote("uniform_std", noise.std().item(), abs=0.002)
 quote("uncharged", uncharged, abs=1e-5)
 quote("uncharged_all", LATENTS * uncharged, abs=1e-4)
-cost_uniform = quote("cost_uniform", elbo_well - found["uniform\nnoise"]["elbo"], rel=0.15)
+cost_uniform = quote("cost_uniform", elbo_well - found["uniform\nnoise"]["elbo"], rel=0.3)
 assert cost_uniform > 3
 print(f"uncharged {uncharged:.4f} nats per latent; trained with rand: {found['uniform' + chr(10) + 'noise']}")
 
@@ -606,7 +606,7 @@ print(f"rate {rate.sum():.3f}, exact {exact.sum():.3f} nats")
 #
 # | What you see | Why | Question |
 # |---|---|---|
-# | the KL is below 0.001 from the first epoch | mean over pixels, or another hidden β | 1, 2 |
+# | the KL goes below 0.001 within a few epochs | mean over pixels, or another hidden β | 1, 2 |
 # | the same, with a squared error | σ too large | 12 |
 # | the same, though β = 1 | the draw cuts the gradient | 6 |
 # | some latents are at 0, others not | what they would save costs more than it brings; often right | 10 |
@@ -788,14 +788,16 @@ normal = torch.distributions.Normal(some_copy, 0.5**0.5).log_prob(some_x).sum(-1
 assert torch.allclose(gaussian_distortion(error, 0.5), -normal)
 assert torch.allclose(gaussian_distortion(error, 0.5) - gaussian_distortion(0, 0.5), error)  # c = 1 is σ² = ½
 
+# Put the best σ² in: it is the mean squared error, for any pictures and copies. No other σ² costs less.
 torch.manual_seed(0)
 error, kl = squared_error(well, test_gray)
 mse = error.mean().item() / PIXELS
 torch.manual_seed(0)
 at_best = best_sigma(well, test_gray) + PIXELS / 2 * (1 + math.log(2 * math.pi))
 assert torch.isclose(at_best, (gaussian_distortion(error, mse) + kl).mean())
-assert all(gaussian_distortion(error, c * mse).mean() + kl.mean() > at_best for c in (0.98, 1.02))  # the best σ²
+assert all(gaussian_distortion(error, c * mse).mean() + kl.mean() > at_best for c in (0.98, 1.02))
 
+# %%
 gray_models, table = {}, {}
 for name, loss in (
     ("mean", fixed_sigma(PIXELS / 2)),
@@ -812,7 +814,7 @@ for name, loss in (
     elbo = -(gaussian_distortion(error, sigma_squared) + kl).mean().item()
     table[name] = {"sigma": sigma_squared**0.5, "rate": kl.mean().item(), "elbo": elbo}
     quote(f"sigma_{name}", table[name]["sigma"], rel=0.02)
-    quote(f"gray_rate_{name}", table[name]["rate"], abs=0.2)
+    quote(f"gray_rate_{name}", table[name]["rate"], abs=0.1 + 0.03 * table[name]["rate"])
     quote(f"gray_elbo_{name}", table[name]["elbo"], abs=0.8)
     print(name, table[name])
 quote("linear_half", 0.5 * (variances / 0.5).log().clamp(min=0).sum().item(), abs=1e-5)
@@ -858,10 +860,11 @@ assert abs(shift - PIXELS * math.log(16)) < 1e-3
 torch.manual_seed(0)
 mean, log_variance = (value.detach() for value in well.encode(test_x))
 q = torch.distributions.Normal(mean, torch.exp(0.5 * log_variance))
-z = q.sample()
-one_draw = (q.log_prob(z) - torch.distributions.Normal(0.0, 1.0).log_prob(z)).sum(-1)  # an estimate of the KL
-assert abs(one_draw.mean() - kl_to_prior(mean, log_variance).mean()) < 0.5
-assert kl_to_prior(mean, log_variance).min() > 0 and one_draw.min() < one_draw.mean()
+z = q.sample((1000,))
+one_draw = (q.log_prob(z) - torch.distributions.Normal(0.0, 1.0).log_prob(z)).sum(-1)  # 1000 estimates of each KL
+assert abs(one_draw.mean() - kl_to_prior(mean, log_variance).mean()) < 0.05
+assert one_draw.min() < 0 < kl_to_prior(mean, log_variance).min()
+quote("negative_draws", (one_draw < 0).float().mean(), rel=0.25)
 quote("sigma_zero", sigma_zero, abs=1e-6)
 quote("loss_gray", loss_gray, abs=0.8)
 quote("shift", shift, abs=1e-2)
@@ -877,7 +880,7 @@ print(f"loss {loss_gray:.1f}, with levels from 0 to 16 {loss_gray + shift:.1f} n
 #
 # What must not be negative: the loss for pixels that are 0 or 1 (a probability is at most 1), and the KL in closed
 # form. Its least value over the held-out pictures is {{least_kl:.1f}} nats. If yours is below 0, a sign is wrong. (An
-# estimate from one draw, $\log q(z|x) - \log p(z)$, may be negative for single pictures.) A loss that falls and falls
+# estimate from one draw, $\log q(z|x) - \log p(z)$, may be negative: here {{negative_draws:.1%}} of them are.) A loss that falls and falls
 # without end is a σ that shrinks to 0; see question 15.
 #
 # Read more: Theis et al. 2016, section 3.1 (densities on discrete data). Asked at [Cross Validated
