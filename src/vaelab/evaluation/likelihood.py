@@ -35,7 +35,7 @@ class Evaluation:
         importance_samples: K, draws an example for log_px.
         effective_sample_size: mean over examples of 1 / Σ w̃², between 1 and K.
         bits_per_dim: −log_px / (D ln 2); None where data are no discrete levels.
-        active_units: latents with Var_x(E_q[z]) > 0.01 (Burda et al. 2016, section 5.1).
+        active_units: latents with Var_x(E_q[z]) > 0.01 (Burda et al. 2016, section 5.2).
         scale_at_floor: share of learned scales that their floor holds up; None where none is learned.
     """
 

@@ -8,7 +8,7 @@ wait at every barrier for one that is not running: two then take 3 to 60 times a
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from statistics import median
 
@@ -21,7 +21,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0  # seconds from one trial to the next, if
 
 
 @contextmanager
-def flush_denormals() -> Iterator[None]:
+def flush_denormals() -> Generator[None]:
     """Within it the processor takes numbers below 1.2e-38 for zero.
 
     A processor computes with such denormal numbers 10 to 100 times slower. Where a unit of a ReLU network is off for
