@@ -696,8 +696,7 @@ for beta, c in curve.items():
 # {{rate_most:.1f}} nats, the mismatch must be larger than the information.
 #
 # Read more: Alemi et al. 2018, section 2 and figure 1 (rate–distortion plane); Hoffman & Johnson 2016 (the two parts);
-# Burda et al. 2016, section 5 (active latents). Asked in [pytorch/examples
-# #631](https://github.com/pytorch/examples/issues/631). [Chapter 6](06_collapse.py).
+# Burda et al. 2016, section 5 (active latents). [Chapter 6](06_collapse.py).
 #
 # <a id="q11"></a>
 #

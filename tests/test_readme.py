@@ -24,21 +24,25 @@ import vaelab
 from vaelab import cli, recipes
 from vaelab import config as configuration
 from vaelab.config import parse_override, resolve
+from vaelab.course import site
 from vaelab.data import mnist
 from vaelab.runs import Run
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MADE = {"annotated", "api", "project"}  # folders of docs/ with pages that the build of the site writes
+PAGES = [file for file in sorted((ROOT / "docs").rglob("*.md")) if file.parent.name not in MADE]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # What is made quicker before a command or snippet of the documents is run, and nothing else. A key is a regular
 # expression. `test_each_substitution_is_needed` fails on one that changes nothing.
 SUBSTITUTIONS = {
-    r"^vaelab train(?!.*--(?:epochs|resume))(.*)": r"vaelab train\1 --epochs 1",
+    r"^((?:torchrun .* -m )?vaelab train)(?!.*--(?:epochs|resume))(.*)": r"\1\2 --epochs 1",
     r"--epochs \d\d+": "--epochs 1",
     r"--data mnist\b": "--data mnist training.batch_size=5000",
     r"--importance-samples 500": "--importance-samples 5",
     r"data=\"digits\"\)": 'data="digits", epochs=1)',
+    r"data=\"digits\", seed": 'data="digits", epochs=1, seed',
     r"^python reference/vae.py": f"python {(ROOT / 'reference' / 'vae.py').as_posix()} --epochs 1",
 }
 
@@ -68,12 +72,15 @@ def blocks(*languages: str) -> Iterator[Block]:
                 yield Block(file, found["language"], textwrap.dedent(found["text"]))
 
 
-def commands(file: Path) -> list[str]:
-    """The shell commands of a document, in order; those of one line that are joined by && come apart."""
-    joined = [re.sub(r"\\\n\s*", "", block.text) for block in blocks("bash") if block.file == file]
-    lines = [line for text in joined for line in text.splitlines()]
-    code = [re.sub(r"\s+#.*", "", line).strip() for line in lines]
+def commands_of(block: Block) -> list[str]:
+    """The shell commands of a block, in order; those of one line that are joined by && come apart."""
+    code = [re.sub(r"\s+#.*", "", line).strip() for line in re.sub(r"\\\n\s*", "", block.text).splitlines()]
     return [command.strip() for line in code if line for command in line.split("&&")]
+
+
+def commands(file: Path) -> list[str]:
+    """The shell commands of a document, in order."""
+    return [command for block in blocks("bash") if block.file == file for command in commands_of(block)]
 
 
 ALL_COMMANDS = [command for file in DOCUMENTS for command in commands(file)]
@@ -102,6 +109,9 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if program == "python":
         subprocess.run([sys.executable, *words], check=True, capture_output=True)
         return
+    if program == "torchrun":
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], check=True, capture_output=True)
+        return
     assert program == "vaelab"
     monkeypatch.setattr(sys, "argv", [program, *words])
     with pytest.raises(SystemExit) as exit_:
@@ -115,9 +125,11 @@ def check_output(file: Path) -> None:
     """The file can be read, and what it holds varies."""
     if file.suffix == ".npz":
         with np.load(file) as arrays:
-            assert {name: arrays[name].shape for name in arrays.files} == {
-                "mean": (1797, 50), "scale": (1797, 50), "labels": (1797,)
-            }  # fmt: skip
+            assert arrays.files and all(arrays[name].std() > 0 for name in arrays.files)
+        return
+    if file.suffix == ".csv":
+        lines = file.read_text().splitlines()
+        assert len({line.count(",") for line in lines}) == 1 and len(set(lines)) == len(lines) > 10
         return
     with Image.open(file) as picture:
         low, high = picture.convert("L").getextrema()
@@ -148,10 +160,46 @@ def test_the_readme_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch, tmp
     assert pictures.shape == (16, 1, 8, 8) and 0 <= pictures.min() < pictures.max() <= 1
     for command in steps[1:]:
         run_command(command, monkeypatch)
+    with np.load("latents.npz") as arrays:
+        shapes = {name: arrays[name].shape for name in arrays.files}
+    assert shapes == {"mean": (1797, 50), "scale": (1797, 50), "labels": (1797,)}
     assert Run.open("runs/conv-vae-my-pictures-1").spec.shape == (3, 64, 64)
     assert Run.open("runs/vae-my-array-1").spec.kind == "real"
     trained = sum(command.startswith("vaelab train") and "--resume" not in command for command in steps) + 1
     assert len(list(Path("runs").glob("*/model.safetensors"))) == trained
+
+
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+
+
+@pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.stem)
+def test_a_guide_runs_from_top_to_bottom(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_own_data()
+    namespace: dict[str, Any] = {}
+    for block in (block for block in blocks("bash", "python") if block.file == file):
+        if block.language == "python":
+            exec(quicker(block.text), namespace)
+            continue
+        for command in commands_of(block):
+            if command.startswith("torchrun") and "nproc_per_node=2" not in command:
+                resolve_words(command)  # wants four GPUs or two machines
+            else:
+                run_command(command, monkeypatch)
+    assert list(Path("runs").glob("*/model.safetensors"))
+
+
+def resolve_words(command: str) -> None:
+    """Hold the configuration keys of a command that starts several processes to the configuration."""
+    words = shlex.split(command.partition(" -m vaelab train ")[2])
+    resolve("vae", {}, dict(parse_override(word) for word in words if "=" in word))
+
+
+def test_learn_knows_the_chapters_that_the_documents_open() -> None:
+    found = [shlex.split(command) for command in ALL_COMMANDS if command.startswith("vaelab learn")]
+    inline = [words.split() for file in DOCUMENTS for words in re.findall(r"`(vaelab learn [^`]*)`", file.read_text())]
+    assert found
+    for words in found + [words for words in inline if words[2].isalnum()]:
+        assert site.page_of(words[2]).startswith("course/")
 
 
 def test_mnist_commands_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +240,8 @@ def test_pins_lie_within_the_ranges_of_pyproject() -> None:
         if command.startswith("pip"):
             assert command.split()[:3] == ["pip", "install", "-r"] and (ROOT / command.split()[3]).is_file()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ranges = {one.name: one.specifier for one in map(Requirement, project["dependencies"])}
+    named = [*project["dependencies"], *project["optional-dependencies"]["learn"]]
+    ranges = {one.name: one.specifier for one in map(Requirement, named)}
     pins = {one.name: one.specifier for one in requirements("requirements.txt")}
     assert pins.keys() == ranges.keys()
     for name, pin in pins.items():
@@ -288,8 +337,7 @@ def test_the_page_on_training_has_every_key_with_its_default(monkeypatch: pytest
             assert told[key] == {None: "off", float("inf"): "off", (): "none"}.get(default, str(default)), key
     for command in commands(file):
         if " -m vaelab train " in command:
-            words = shlex.split(command.partition(" -m vaelab train ")[2])
-            resolve("vae", {}, dict(parse_override(word) for word in words if "=" in word))
+            resolve_words(command)
     (tracked,) = [command for command in commands(file) if "log_with" in command]
     run_command(tracked, monkeypatch)
     assert list(Path("run", "logs").rglob("events.*"))

@@ -7,6 +7,7 @@ Answers go to stdout, everything else to stderr. Exit codes: 0 done; 1 failed; 2
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -218,6 +219,29 @@ def data(as_json: AsJson = False) -> None:
         _print_json({"sources": [dict(zip(("name", "description", "status"), row, strict=True)) for row in rows]})
     else:
         _print_rows(rows)
+
+
+@app.command(epilog="Example: vaelab learn collapse")
+def learn(
+    chapter: Annotated[
+        str | None, typer.Argument(metavar="[CHAPTER]", help="A number, a name, or a part of one; or clinic.")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Serve, and open no browser.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Build with short experiments.")] = False,
+    port: Annotated[int, typer.Option(metavar="N", help="Port of the server; 0 takes any that is free.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Open the course in the browser, served from this machine until Ctrl-C."""
+    from vaelab.course import site
+
+    page = site.page_of(chapter)
+    with site.serving(site.built_site(fast), port) as server, suppress(KeyboardInterrupt):
+        url = f"http://127.0.0.1:{server.server_port}/{page}"
+        _print_json({"url": url}) if as_json else print(f"{url}  (Ctrl-C ends)")
+        sys.stdout.flush()
+        if not no_browser:
+            site.open_browser(url)
+        server.serve_forever()
 
 
 def _version(asked: bool) -> None:
