@@ -19,11 +19,8 @@ settings.load_profile("vaelab")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of the site share what takes longest to make: they come first, and with pytest-xdist in one process."""
+    """The tests of the built site come first: they take longest, and with pytest-xdist one process has them all."""
     items.sort(key=lambda item: "site" not in item.keywords)
-    for item in items:
-        if "site" in item.keywords:
-            item.add_marker(pytest.mark.xdist_group("site"))
 
 
 @pytest.fixture
