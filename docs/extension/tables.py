@@ -166,7 +166,7 @@ def python_page(name: str) -> str:
         if inspect.isclass(thing) and issubclass(thing, BaseException):
             kind = "exception"
         lines += [f".. auto{kind}:: {name}.{public}"]
-        bases = ["   :show-inheritance:"] if kind == "class" and thing.__bases__ != (object,) else []
+        bases = ["   :show-inheritance:"] if inspect.isclass(thing) and thing.__bases__ != (object,) else []
         lines += ["   :members:", *bases, ""] if kind == "class" else [""]
     return "\n".join([*lines, "```"])
 
