@@ -1,6 +1,7 @@
 """The course: every chapter runs, says what it measured, and refuses an unsolved exercise and a wrong formula."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -293,3 +294,14 @@ def test_the_command_line_has_one_line_for_wrong_use(
     monkeypatch.setattr(sys, "argv", ["vaelab.course", "check", "77"])
     assert main() == 2
     assert capsys.readouterr().err.startswith("vaelab.course: 77: is not one chapter; there are 00_a_broken_vae")
+
+
+def test_the_commands_that_contributing_tells_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "00_small.py").write_text(SMALL)
+    monkeypatch.setattr(chapters, "COURSE", tmp_path)
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    told = re.findall(r"^python -m (vaelab\.course .*?)(?: +#.*)?$", text, re.MULTILINE)
+    assert [command.split()[1] for command in told] == ["results", "check"]
+    for command in told:
+        monkeypatch.setattr(sys, "argv", command.split())
+        assert main() == 0
