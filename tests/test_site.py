@@ -292,9 +292,13 @@ CHROMIUM = next(
     (path for path in ("/usr/bin/chromium", shutil.which("chromium")) if path and Path(path).exists()), None
 )
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
-OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+OVERFLOW = """() => { let most = 0;
+    for (let one = document.querySelector('article'); one; one = one.parentElement)
+        if (getComputedStyle(one).overflowX !== 'visible') most = Math.max(most, one.scrollWidth - one.clientWidth);
+    return most }"""
 FORMULAE = """() => [...document.querySelectorAll('.math')].filter(one => !one.querySelector('mjx-container')
-    || one.querySelector('[data-mml-node=merror], mjx-merror')).map(one => one.textContent.slice(0, 80))"""
+    || one.querySelector('[data-mml-node=merror], [mathcolor=red], [fill=red]'))
+    .map(one => one.textContent.slice(0, 80))"""
 DOLLARS = r"""() => { const copy = document.querySelector('article').cloneNode(true);
     copy.querySelectorAll('pre, code, .math, script, style').forEach(one => one.remove());
     return copy.textContent.match(/\$+[^$\n]{1,80}\$+|\\\(|\\\[|\{\{\w/g) || [] }"""
