@@ -106,7 +106,7 @@ def trainer(split: Split, shape: tuple[int, ...]) -> Callable[[Tensor], None]:
     spec = DataSpec(shape, "levels", 256)
     config = settle(resolve("vae", {}, {"network.hidden": [256]}), spec)
     model = compose(config, spec)
-    objective = compose_objective(config, model)
+    objective = compose_objective(config, model, len(split))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     noise = generator("benchmark")
 

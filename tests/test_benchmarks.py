@@ -42,7 +42,7 @@ def network(hidden: int, latent: int, num_samples: int = 1) -> tuple[vaelab.VAE,
     keys = {"network.hidden": hidden, "model.latent_dim": latent, "objective.num_samples": num_samples}
     config = resolve("vae", {}, {**keys, "likelihood.name": "bernoulli"})
     model = compose(config, MNIST)
-    return model, compose_objective(config, model)
+    return model, compose_objective(config, model, 60_000)
 
 
 # -- multiply-adds and the peak ------------------------------------------------------------------------------------

@@ -85,10 +85,10 @@ def test_memory_does_not_grow_with_the_number_of_samples(
     most = 0
     decode = VAE.decode
 
-    def watching(self: VAE, z: Tensor, *more: Any) -> Any:
+    def watching(self: VAE, z: Tensor, *more: Any, **keys: Any) -> Any:
         nonlocal most
         most = max(most, z[..., 0].numel() * 64)
-        return decode(self, z, *more)
+        return decode(self, z, *more, **keys)
 
     monkeypatch.setattr(VAE, "decode", watching)
     evaluate_model(model, examples, 20_000, split="test")
@@ -126,7 +126,8 @@ def test_limit_takes_the_first_examples_and_their_numbers(digits_run: Run) -> No
     part = evaluate(digits_run, 3, split="train", limit=333)
     assert part.n == 333
     x = examples.head(333).batch()
-    by_hand = torch.cat([estimates.estimate(model, *one, 3, 64, noise).rate for *one, noise in _batches(examples, 333)])
+    batches = _batches(examples, 333)
+    by_hand = torch.cat([estimates.estimate(model, x, 3, 64, noise).rate for x, _, noise in batches])
     assert part.rate == pytest.approx(by_hand.mean().item(), abs=1e-9)
     mean, log_variance = model.posterior.head(model.encoder(x)).chunk(2, -1)  # type: ignore[operator]
     rate = 0.5 * (log_variance.exp() + mean**2 - 1 - log_variance).sum(-1)

@@ -116,7 +116,7 @@ def test_an_objective_that_needs_a_density_refuses_a_deterministic_posterior(
     for objective in ("elbo", "iwae"):
         config = settle(configure(**{"posterior.name": "deterministic", "objective.name": objective}), BINARY)
         with pytest.raises(InputError, match="objective.name=distortion"):
-            compose_objective(config, compose(config, BINARY))
+            compose_objective(config, compose(config, BINARY), 100)
 
 
 def test_a_deterministic_posterior_has_a_distortion_and_nothing_else(configure: Callable[..., Config]) -> None:

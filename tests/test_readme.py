@@ -1,6 +1,8 @@
 """The README and its companions: every command and snippet runs, every link leads somewhere, every table is current."""
 
+import hashlib
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -172,20 +174,75 @@ def test_the_readme_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch, tmp
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 
 
+@pytest.fixture
+def _parts_of_a_guide_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {group: (configuration.names(group), dict(parts))[1] for group, parts in configuration._registry.items()}
+    monkeypatch.setattr(configuration, "_registry", known)
+
+
+@pytest.mark.usefixtures("_parts_of_a_guide_are_forgotten")
 @pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.stem)
 def test_a_guide_runs_from_top_to_bottom(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_own_data()
     namespace: dict[str, Any] = {}
-    for block in (block for block in blocks("bash", "python") if block.file == file):
-        if block.language == "python":
+    for block in (block for block in blocks("bash", "python", "text") if block.file == file):
+        if block.language == "text":
+            refuse(block.text)
+        elif block.language == "python" and (name := re.match(r"# (\w+\.py)\n", block.text)):
+            Path(name[1]).write_text(block.text, encoding="utf-8")  # a file that the guide tells to save
+        elif block.language == "python":
             exec(quicker(block.text), namespace)
-            continue
-        for command in commands_of(block):
-            if command.startswith("torchrun") and "nproc_per_node=2" not in command:
-                resolve_words(command)  # wants four GPUs or two machines
-            else:
-                run_command(command, monkeypatch)
+        else:
+            for command in commands_of(block):
+                if command.startswith("torchrun") and "nproc_per_node=2" not in command:
+                    resolve_words(command)  # wants four GPUs or two machines
+                else:
+                    run_command(command, monkeypatch)
     assert list(Path("runs").glob("*/model.safetensors"))
+
+
+def refuse(text: str) -> None:
+    """Hold a command that is shown with its refusal (`$ COMMAND`, and the line that it prints) to both.
+
+    In a process of its own, for this one knows the parts of plugins.
+    """
+    shown = re.fullmatch(r"\$ vaelab (.*)\n(vaelab: .*)\n", text)
+    if shown is None:
+        assert not text.startswith("$"), text
+        return
+    before = set(Path().rglob("*"))
+    command = [sys.executable, "-m", "vaelab", *shlex.split(shown[1])]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert (done.stderr.strip(), done.stdout, done.returncode) == (shown[2], "", 2)
+    assert {path for path in Path().rglob("*") if "__pycache__" not in path.parts} == before
+
+
+def test_the_page_of_combinations_shows_a_refusal_as_it_is() -> None:
+    file = ROOT / "docs" / "reference" / "combinations.md"
+    (block,) = [block for block in blocks("text") if block.file == file]
+    refuse(block.text)
+
+
+def test_a_package_offers_parts_as_the_guide_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ROOT / "docs" / "guides" / "new-part.md"
+    (part,) = [block.text for block in blocks("python") if block.file == file and block.text.startswith("# my_prior")]
+    (points,) = [block.text for block in blocks("text") if block.file == file and "entry-points" in block.text]
+    ((group, entries),) = tomllib.loads(points)["project"]["entry-points"].items()
+    ((name, module),) = entries.items()
+    package = Path(*module.split(".")).with_suffix(".py")
+    package.parent.mkdir()
+    package.write_text(part, encoding="utf-8")
+    Path("my_package-1.dist-info").mkdir()
+    Path("my_package-1.dist-info", "METADATA").write_text("Name: my-package\nVersion: 1\n")
+    Path("my_package-1.dist-info", "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
+    words = ["prior.name=student-t", "--epochs", "1", "--out", "run"]
+    train = [sys.executable, "-m", "vaelab", "train", *words]
+    done = subprocess.run(train, capture_output=True, text=True)
+    assert done.returncode == 2 and "prior.name=student-t: unknown" in done.stderr
+    subprocess.run([*train, "--plugin", name], check=True, capture_output=True)
+    about = tomllib.loads(Path("run", "config.toml").read_text(encoding="utf-8"))["about"]
+    assert about["plugins"] == {name: hashlib.sha256(package.read_bytes()).hexdigest()}
 
 
 def resolve_words(command: str) -> None:

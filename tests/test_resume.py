@@ -232,10 +232,10 @@ def test_a_resumed_run_that_diverges_keeps_its_folder_and_loses_its_temporary_fi
     (run.path / ".model.safetensors.77.tmp").write_text("half")
     step = loop._step  # pyright: ignore[reportPrivateUsage]
 
-    def breaking(one: Any, raw: torch.Tensor, config: Any) -> None:
+    def breaking(one: Any, *more: Any) -> None:
         with torch.no_grad():
             one.state.model.decoder.bias.fill_(float("nan"))
-        step(one, raw, config)
+        step(one, *more)
 
     monkeypatch.setattr(loop, "_step", breaking)
     with pytest.raises(VaelabError, match="diverged in its first epoch"):

@@ -87,11 +87,11 @@ def test_a_skipped_update_leaves_weights_and_optimizer_as_they_were(
     step = loop._step  # pyright: ignore[reportPrivateUsage]
     seen: list[dict[str, torch.Tensor]] = []
 
-    def poisoned(one: Any, raw: torch.Tensor, config: Any) -> None:
+    def poisoned(one: Any, rows: torch.Tensor, raw: torch.Tensor, config: Any) -> None:
         at = one.state.counters.step
         if at in (5, 6):
             seen.append({name: value.clone() for name, value in one.state._tensors().items() if "best" not in name})
-        step(one, raw.float() * float("nan") if at == 5 else raw, config)
+        step(one, rows, raw.float() * float("nan") if at == 5 else raw, config)
 
     monkeypatch.setattr(loop, "_step", poisoned)
     train(tmp_path / "run", epochs=1, overrides={"training.ema_decay": 0.9})
@@ -162,7 +162,7 @@ def test_the_replay_names_the_first_layer_that_fails(tmp_path: Path, spoil: Any,
     model = vaelab.load(run)
     spoil(model)
     x = run.data()["train"].batch(slice(0, 8))
-    objective = loop.begin.__globals__["compose_objective"](run.config, model)
+    objective = loop.begin.__globals__["compose_objective"](run.config, model, 1_437)
     found = replay.explain(model, objective, x, torch.Generator().manual_seed(0), None, str)
     assert found.startswith(says), found
 
@@ -175,7 +175,7 @@ def test_the_replay_names_the_examples(tmp_path: Path) -> None:
     x[[2, 5], 0, 3, 3] = 1
     model.encoder.layers[1].weight.data[:, 27] = 3e38  # type: ignore[index, union-attr, operator]
     model.encoder.layers[1].bias.data.fill_(3e38)  # type: ignore[index, union-attr, operator]
-    objective = job.compose_objective(run.config, model)
+    objective = job.compose_objective(run.config, model, 1_437)
     found = replay.explain(model, objective, x, torch.Generator().manual_seed(0), None, "number {}".format)
     assert found.startswith("layer encoder.layers.1 (Linear) gave NaN or infinite values for 2 of 8 examples: ")
     assert found.endswith("number 2, number 5")

@@ -153,13 +153,13 @@ def test_divergence_later_keeps_the_best_weights(tmp_path: Path, monkeypatch: py
     whole = train(tmp_path / "whole", epochs=2, overrides={**SMALL, "training.schedule": "constant"})
     step, calls = loop._step, 0  # pyright: ignore[reportPrivateUsage]
 
-    def breaking(one: Any, raw: torch.Tensor, config: Any) -> None:
+    def breaking(one: Any, *more: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 30:
             with torch.no_grad():
                 one.state.model.decoder.bias.fill_(float("nan"))
-        step(one, raw, config)
+        step(one, *more)
 
     monkeypatch.setattr(loop, "_step", breaking)
     with pytest.raises(VaelabError, match="diverged in epoch 3: 4 updates in a row .* keeps the weights of epoch 2"):

@@ -14,12 +14,14 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 import vaelab
+from extension.combinations import combinations
 from extension.github import ROOT
 from vaelab import cli, config, recipes
 
 MODULES = (
-    "data", "networks", "likelihoods", "posteriors", "priors", "objectives", "model", "training", "evaluation",
-    "generation", "runs", "recipes", "config", "errors", "noise", "course",
+    "data", "networks", "latents", "likelihoods", "posteriors", "priors", "objectives", "model", "hierarchical",
+    "quantized", "labels", "composition", "training", "evaluation", "generation", "runs", "recipes", "config", "plugins",
+    "errors", "noise", "course",
 )  # fmt: skip
 """The public modules, in the order in which data go through them."""
 
@@ -66,7 +68,7 @@ def _parameter(parameter: Any, context: Any) -> str:
 def configuration_page() -> str:
     """Every configuration key: type, default, meaning; part by part."""
     parts: list[str] = []
-    for group in ("data", "model", *config.PARTS, "training"):
+    for group in ("data", *config.PARTS, "training"):
         parts.append(f"## {group}")
         if group in config.FIXED:
             parts.append(_keys(group, "", config.FIXED[group]))
@@ -221,6 +223,7 @@ MADE: dict[str, Callable[[], str]] = {
     "recipes": recipe_pages,
     "commands": command_pages,
     "configuration": configuration_page,
+    "combinations": combinations,
     "annotated": annotated_list,
     "modules": module_list,
     "papers": paper_index,

@@ -36,6 +36,26 @@ Seed = Annotated[int, typer.Option(help="Seed of the random numbers.")]
 SplitName = Annotated[str, typer.Option("--split", help="train, validation or test.")]
 
 
+def _load_plugins(names: list[str] | None) -> None:
+    if names:
+        from vaelab.plugins import load_plugin
+
+        for name in names:
+            load_plugin(name)
+
+
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py",
+        help="A file with parts of your own. It is executed.",
+        callback=_load_plugins,
+        show_default=False,
+    ),
+]
+
+
 @app.command(epilog="Example: vaelab train vae --data mnist data.binarize=dynamic --epochs 20")
 def train(
     words: Annotated[
@@ -50,6 +70,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder to make.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    plugin: Plugin = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe and write its run folder (default: digits, in runs/)."""
@@ -88,6 +109,7 @@ def evaluate(
         int | None, typer.Option(metavar="N", help="Only the first N examples.", show_default=False)
     ] = None,
     seed: Seed = 0,
+    plugin: Plugin = None,
     as_json: AsJson = False,
 ) -> None:
     """Held-out ELBO, rate, distortion and log p(x) in nats, with error bars."""
@@ -101,15 +123,19 @@ def evaluate(
 def sample(
     run: RunFolder,
     number: Annotated[int, typer.Option("-n", metavar="N", help="How many.")] = 64,
+    label: Annotated[
+        str | None, typer.Option(metavar="L", help="Of a conditional model: a label's name or number.")
+    ] = None,
     out: Out = Path("samples.png"),
     draw: Draw = False,
     seed: Seed = 0,
+    plugin: Plugin = None,
     as_json: AsJson = False,
 ) -> None:
     """New examples: z from the prior, x from the decoder."""
     from vaelab import generation
 
-    generation.sample(run, number, out=out, draw=draw, seed=seed)
+    generation.sample(run, number, label=label, out=out, draw=draw, seed=seed)
     _wrote(out, as_json)
 
 
@@ -122,6 +148,7 @@ def reconstruct(
     draw: Draw = False,
     latent: Annotated[Literal["mean", "sample"], typer.Option(help="Mean of q(z|x), or a sample from it.")] = "mean",
     seed: Seed = 0,
+    plugin: Plugin = None,
     as_json: AsJson = False,
 ) -> None:
     """Held-out examples beside what comes back through the latent space."""
@@ -141,6 +168,7 @@ def interpolate(
     out: Out = Path("interpolation.png"),
     draw: Draw = False,
     seed: Seed = 0,
+    plugin: Plugin = None,
     as_json: AsJson = False,
 ) -> None:
     """Paths in latent space between pairs of held-out examples."""
@@ -162,6 +190,7 @@ def traverse(
     out: Out = Path("traversal.png"),
     draw: Draw = False,
     seed: Seed = 0,
+    plugin: Plugin = None,
     as_json: AsJson = False,
 ) -> None:
     """Move one latent at a time and hold the others still."""
@@ -179,6 +208,7 @@ def encode(
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="What to encode. Default: the run's own data.")
     ] = None,
+    plugin: Plugin = None,
     as_json: AsJson = False,
 ) -> None:
     """Posterior mean and scale of every example."""

@@ -1,9 +1,9 @@
 """The one source of command-line keys, TOML keys and checkpoint configuration.
 
-A configuration is eight tables. Three have fixed keys and stand below: `data`, `model`, `training`. The other
-five each name a part (`likelihood.name = "gaussian"`), and a part's keys are the keyword-only parameters of the
-constructor that was registered under that name. So a part is written once, and the command line, the recipes and
-the saved run follow it. This module does not import torch.
+A configuration is eight tables. Two have fixed keys and stand below: `data` and `training`. The other six each name
+a part (`likelihood.name = "gaussian"`), and a part's keys are the keyword-only parameters of the constructor that was
+registered under that name. So a part is written once, and the command line, the recipes and the saved run follow it.
+This module does not import torch.
 """
 
 import inspect
@@ -11,7 +11,8 @@ import math
 import re
 import tomllib
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
@@ -52,13 +53,6 @@ class DataConfig(Section):
     test: Fraction | None = None
     seed: NonNegativeInt = 0
     stream: Literal["auto"] | bool = "auto"
-
-
-class ModelConfig(Section):
-    """Which class of model, and the number of latent dimensions."""
-
-    name: Literal["vae"] = "vae"
-    latent_dim: PositiveInt = 20
 
 
 AUTO_STEPS = 1_500
@@ -110,19 +104,34 @@ class TrainingConfig(Section):
         return max(10, -(-AUTO_STEPS // self.steps_per_epoch(examples))) if self.epochs == "auto" else self.epochs
 
 
-FIXED: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, "training": TrainingConfig}
-PARTS = {"network": "mlp", "likelihood": "auto", "posterior": "gaussian", "prior": "normal", "objective": "elbo"}
-"""The five choices, and what each is if nothing is chosen."""
-_BUILT_IN = ("networks", "likelihoods", "posteriors", "priors", "objectives")
+FIXED: dict[str, type[Section]] = {"data": DataConfig, "training": TrainingConfig}
+PARTS = {
+    "model": "vae",
+    "network": "mlp",
+    "likelihood": "auto",
+    "posterior": "gaussian",
+    "prior": "auto",
+    "objective": "elbo",
+}
+"""The six choices, and what each is if nothing is chosen."""
+_HOMES = {
+    "model": ("composition", "hierarchical", "quantized"),
+    "network": ("networks",),
+    "likelihood": ("likelihoods",),
+    "posterior": ("posteriors", "quantized"),
+    "prior": ("priors",),
+    "objective": ("objectives",),
+}
+"""The modules whose import registers the parts of a group."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration, validated. The five parts are sections made from their constructors."""
+    """A whole configuration, validated. The six parts are sections made from their constructors."""
 
     recipe: str
     data: DataConfig
-    model: ModelConfig
+    model: Section
     network: Section
     likelihood: Section
     posterior: Section
@@ -142,19 +151,39 @@ class Config:
         """The same configuration with one part chosen anew."""
         return replace(self, **{group: section(group, keys)})
 
+    def name(self, group: str) -> str:
+        """The name of the part that a group names."""
+        return self.__dict__[group].model_dump()["name"]
+
 
 # -- the registry of parts ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Part:
-    """A registered constructor and the section that validates its keyword-only parameters."""
+    """A registered constructor, how much of the context it takes, and what validates its keyword-only parameters.
+
+    `plugin` is the one that it came from; None for a part of vaelab, or of the program that uses it.
+    """
 
     build: Callable[..., Any]
+    positional: int
     section: type[Section]
+    plugin: str | None
 
 
 _registry: dict[str, dict[str, Part]] = {group: {} for group in PARTS}
+_origins: list[str] = []
+
+
+@contextmanager
+def origin(plugin: str) -> Generator[None]:
+    """What is registered inside comes from this plugin."""
+    _origins.append(plugin)
+    try:
+        yield
+    finally:
+        _origins.pop()
 
 
 Constructor = TypeVar("Constructor", bound=Callable[..., Any])
@@ -163,13 +192,23 @@ Constructor = TypeVar("Constructor", bound=Callable[..., Any])
 def register(group: str, name: str) -> Callable[[Constructor], Constructor]:
     """Decorator: offer a class (or a function that makes one) as `group.name = name`.
 
-    Its positional parameters are what the model and the data determine (shapes); its keyword-only parameters,
-    with their annotations and defaults, become the configuration keys.
+    Its keyword-only parameters, with their annotations and defaults, become the configuration keys. Its positional
+    parameters are what the model and the data determine; it takes as many as it wants of
+
+        likelihood   data: DataSpec
+        posterior    num_features: int, latent_dim: int
+        prior        latents: LatentSpec, encoder: Encoder
+        objective    model: Model, examples: int (for training)
+        model        parts: vaelab.composition.Parts
     """
+
+    if group not in _registry:
+        raise InputError(f"register({group!r}, {name!r}): no such group; {nearest(group, _registry)}")
 
     def decorate(constructor: Constructor) -> Constructor:
         target: Any = constructor
         parameters = inspect.signature(target).parameters.values()
+        positional = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
         keys: dict[str, Any] = {
             p.name: (hints[p.name], ... if p.default is p.empty else p.default)
@@ -182,7 +221,10 @@ def register(group: str, name: str) -> Callable[[Constructor], Constructor]:
             name=(Literal[name], name),  # type: ignore[valid-type]
             **keys,
         )
-        _registry[group][name] = Part(constructor, made)
+        taken = _registry[group].get(name)
+        if taken and taken.build.__module__.startswith("vaelab.") and taken.build.__module__ != constructor.__module__:
+            raise InputError(f"{group}.name={name}: vaelab has a part of that name; choose another")
+        _registry[group][name] = Part(constructor, positional, made, _origins[-1] if _origins else None)
         return constructor
 
     return decorate
@@ -190,34 +232,43 @@ def register(group: str, name: str) -> Callable[[Constructor], Constructor]:
 
 def names(group: str) -> list[str]:
     """The registered names of a group, in order of registration."""
-    for module in _BUILT_IN:
+    for module in _HOMES[group]:
         import_module(f"vaelab.{module}")
     return list(_registry[group])
 
 
+def part(group: str, name: str) -> Part:
+    """What was registered under a name.
+
+    Raises:
+        InputError: nothing was.
+    """
+    known = names(group)
+    if name not in known:
+        raise InputError(f"{group}.name={name}: unknown; {nearest(name, known)}")
+    return _registry[group][name]
+
+
 def build(group: str, config: Section, *context: Any) -> Any:
-    """Construct the part that `config` names, from what the model and the data determine (`context`)."""
+    """Construct the part that `config` names, from as much as it wants of what the model and the data determine."""
     keys = config.model_dump()
-    return _registry[group][keys.pop("name")].build(*context, **keys)
+    found = _registry[group][keys.pop("name")]
+    return found.build(*context[: found.positional], **keys)
 
 
 def section(group: str, keys: Mapping[str, Any]) -> Section:
     """Validate one table: a fixed section, or the section of the part that `keys["name"]` names."""
     if group in FIXED:
         return _validate(group, FIXED[group], keys)
-    known = names(group)
-    name = keys.get("name", PARTS[group])
-    if name not in known:
-        raise InputError(f"{group}.name={name}: unknown; {nearest(str(name), known)}")
-    return _validate(group, _registry[group][str(name)].section, keys)
+    return _validate(group, part(group, str(keys.get("name", PARTS[group]))).section, keys)
 
 
 def _validate(group: str, model: type[Section], keys: Mapping[str, Any]) -> Section:
     for key in keys:
         if key in model.model_fields:
             continue
-        if group == "likelihood" and keys.get("name", "auto") == "auto":
-            raise InputError(f"likelihood.{key}: choose likelihood.name first, for its keys depend on it")
+        if keys.get("name", PARTS.get(group)) == "auto":
+            raise InputError(f"{group}.{key}: choose {group}.name first, for its keys depend on it")
         known = [f"{group}.{name}" for name in model.model_fields]
         raise InputError(f"unknown key {group}.{key}; {nearest(f'{group}.{key}', known)}")
     try:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vaelab.data import Split
-from vaelab.model import VAE
+from vaelab.model import Model
 from vaelab.noise import generator
 
 EXAMPLES = 8
@@ -18,9 +18,11 @@ def originals(split: Split) -> tuple[Tensor, torch.Generator]:
 
 
 @torch.no_grad()
-def frame(model: VAE, split: Split) -> Tensor:
+def frame(model: Model, split: Split) -> Tensor:
     """Reconstructions of the first n ≤ 8 examples, then samples at 8 fixed latents: uint8 [n + 8, C, H, W]."""
     x, noise = originals(split)
     model.eval()
-    pictures = torch.cat([model.reconstruct(x), model.sample(EXAMPLES, generator=noise)])
+    y = split.head(EXAMPLES).labels if model.labels is not None else None
+    drawn = None if model.labels is None else torch.arange(EXAMPLES, device=x.device) % model.labels.classes
+    pictures = torch.cat([model.reconstruct(x, y=y), model.sample(EXAMPLES, generator=noise, y=drawn)])
     return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu()

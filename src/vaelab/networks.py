@@ -37,11 +37,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Encoder(nn.Module):
-    """Layers, and the number of features that come out."""
+    """Layers, the shape of one example that goes in, and the number of features that come out."""
 
-    def __init__(self, layers: nn.Module, num_features: int) -> None:
+    def __init__(self, layers: nn.Module, input_shape: Shape, num_features: int) -> None:
         super().__init__()
         self.layers = layers
+        self.input_shape = input_shape
         self.num_features = num_features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,6 +61,9 @@ class Decoder(nn.Module):
         return self.layers(z).view(-1, *self.bias.shape) + self.bias
 
 
+PLACES = 16  # of a dense network that was not told how many codes it shall have
+
+
 class Family(ABC):
     """Makes an encoder and a decoder that mirror each other."""
 
@@ -71,13 +75,33 @@ class Family(ABC):
     def decoder(self, latent_dim: int, output_shape: Shape) -> Decoder:
         """[N, latent_dim] -> [N, *output_shape]; output_shape is (parameters, *event_shape)."""
 
+    # What quantized models use: P places with C numbers each, instead of one vector. Dense networks take any P.
+
+    def places(self, event_shape: Shape, wanted: int | None) -> int:
+        """P: as many as are wanted, or as many as the network has of itself.
+
+        Raises:
+            InputError: it has another number than is wanted.
+        """
+        return wanted or PLACES
+
+    def grid_encoder(self, event_shape: Shape, places: int, channels: int) -> Encoder:
+        """[N, *event_shape] -> [N, P * C], place by place."""
+        inner = self.encoder(event_shape)
+        last = nn.Linear(inner.num_features, places * channels)
+        return Encoder(nn.Sequential(inner, last), event_shape, places * channels)
+
+    def grid_decoder(self, event_shape: Shape, places: int, channels: int, output_shape: Shape) -> Decoder:
+        """[N, P * C] -> [N, *output_shape]."""
+        return self.decoder(places * channels, output_shape)
+
 
 @register("network", "linear")
 class Linear(Family):
     """No hidden layer: the linear VAE (Lucas et al. 2019, arXiv:1911.02469)."""
 
     def encoder(self, event_shape: Shape) -> Encoder:
-        return Encoder(nn.Flatten(), math.prod(event_shape))
+        return Encoder(nn.Flatten(), event_shape, math.prod(event_shape))
 
     def decoder(self, latent_dim: int, output_shape: Shape) -> Decoder:
         return Decoder(nn.Linear(latent_dim, math.prod(output_shape), bias=False), output_shape)
@@ -93,7 +117,7 @@ class MLP(Family):
 
     def encoder(self, event_shape: Shape) -> Encoder:
         widths = (math.prod(event_shape), *self.hidden)
-        return Encoder(nn.Sequential(nn.Flatten(), *self._layers(widths)), widths[-1])
+        return Encoder(nn.Sequential(nn.Flatten(), *self._layers(widths)), event_shape, widths[-1])
 
     def decoder(self, latent_dim: int, output_shape: Shape) -> Decoder:
         widths = (latent_dim, *reversed(self.hidden))
@@ -122,29 +146,53 @@ class Pyramid(Family):
         self.activation = ACTIVATIONS[activation]
 
     def encoder(self, event_shape: Shape) -> Encoder:
-        channels, height, width = self._picture(event_shape)
-        *_, smallest = self._sizes(height, width)
-        layers: list[nn.Module] = []
-        for ends in pairwise((channels, *self.channels)):
-            layers += self.down(*ends)
+        smallest = self._smallest(event_shape)
         dense = nn.Linear(self.channels[-1] * math.prod(smallest), self.hidden)
-        return Encoder(nn.Sequential(*layers, nn.Flatten(), dense, self.activation()), self.hidden)
+        layers = nn.Sequential(*self._down(event_shape), nn.Flatten(), dense, self.activation())
+        return Encoder(layers, event_shape, self.hidden)
 
     def decoder(self, latent_dim: int, output_shape: Shape) -> Decoder:
-        self._picture(output_shape[1:])
-        *larger, smallest = self._sizes(*output_shape[-2:])
-        shape = (self.channels[-1], *smallest)
-        layers: list[nn.Module] = [
-            nn.Linear(latent_dim, self.hidden),
+        shape = (self.channels[-1], *self._smallest(output_shape[1:]))
+        dense = [nn.Linear(latent_dim, self.hidden), self.activation(), nn.Linear(self.hidden, math.prod(shape))]
+        return Decoder(
+            nn.Sequential(*dense, self.activation(), nn.Unflatten(1, shape), *self._up(output_shape)), output_shape
+        )
+
+    def places(self, event_shape: Shape, wanted: int | None) -> int:
+        found = math.prod(self._smallest(event_shape))
+        if wanted not in (None, found):
+            raise InputError(
+                f"model.places={wanted}: network.name={self.name} with {len(self.channels)} stages has {found} places "
+                f"for {event_shape}; leave it out, or change network.channels"
+            )
+        return found
+
+    def grid_encoder(self, event_shape: Shape, places: int, channels: int) -> Encoder:
+        last = nn.Conv2d(self.channels[-1], channels, 1)
+        layers = nn.Sequential(*self._down(event_shape), last, nn.Flatten(2), Transpose(), nn.Flatten())
+        return Encoder(layers, event_shape, places * channels)
+
+    def grid_decoder(self, event_shape: Shape, places: int, channels: int, output_shape: Shape) -> Decoder:
+        to_picture = [
+            nn.Unflatten(1, (places, channels)),
+            Transpose(),
+            nn.Unflatten(2, self._smallest(event_shape)),
+            nn.Conv2d(channels, self.channels[-1], 3, padding=1),
             self.activation(),
-            nn.Linear(self.hidden, math.prod(shape)),
-            self.activation(),
-            nn.Unflatten(1, shape),
         ]
-        widths = (*reversed(self.channels), math.prod(output_shape[:-2]))
-        for stage, ends in enumerate(pairwise(widths), start=1):
+        return Decoder(nn.Sequential(*to_picture, *self._up(output_shape)), output_shape)
+
+    def _down(self, event_shape: Shape) -> list[nn.Module]:
+        """[N, *event_shape] -> the smallest feature map."""
+        return [layer for ends in pairwise((event_shape[0], *self.channels)) for layer in self.down(*ends)]
+
+    def _up(self, output_shape: Shape) -> list[nn.Module]:
+        """The smallest feature map -> [N, channels, height, width], for as many channels as there are outputs."""
+        larger = self._sizes(*output_shape[-2:])[:-1]
+        layers: list[nn.Module] = []
+        for stage, ends in enumerate(pairwise((*reversed(self.channels), math.prod(output_shape[:-2]))), start=1):
             layers += [*self.up(*ends, bias=stage < len(larger)), Crop(*larger[-stage]), self.activation()]
-        return Decoder(nn.Sequential(*layers[:-1]), output_shape)  # no activation at the end
+        return layers[:-1]  # no activation at the end
 
     @abstractmethod
     def down(self, channels_in: int, channels_out: int) -> list[nn.Module]:
@@ -161,13 +209,21 @@ class Pyramid(Family):
             sizes.append((height, width))
         return sizes
 
-    def _picture(self, event_shape: Shape) -> Shape:
+    def _smallest(self, event_shape: Shape) -> tuple[int, int]:
+        """Height and width of the smallest feature map."""
         if len(event_shape) != 3:
             raise InputError(
                 f"network.name={self.name}: wants pictures (C, H, W), but an example has shape {event_shape}; "
                 "network.name=mlp takes any shape"
             )
-        return event_shape
+        return self._sizes(*event_shape[1:])[-1]
+
+
+class Transpose(nn.Module):
+    """[N, A, B] -> [N, B, A]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
 
 
 class Crop(nn.Module):

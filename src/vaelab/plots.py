@@ -69,8 +69,10 @@ _STYLE: dict[Any, Any] = {
 _NAME: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 14, "fontweight": "bold", "parse_math": False}
 
 
-def curve(lines: Sequence[Mapping[str, Any]], metric: str, title: str, best_epoch: int | None) -> Markup:
-    """One metric over the epochs, in nats per example, for training and (where there is any) validation data.
+def curve(
+    lines: Sequence[Mapping[str, Any]], metric: str, title: str, best_epoch: int | None, unit: str = "nats per example"
+) -> Markup:
+    """One metric over the epochs, for training and (where there is any) validation data.
 
     Args:
         lines: those of metrics.jsonl.
@@ -88,7 +90,7 @@ def curve(lines: Sequence[Mapping[str, Any]], metric: str, title: str, best_epoc
         _focus(axes, lines, metric)
         if best_epoch:
             axes.axvline(best_epoch, color=INK, linestyle=":", linewidth=1.5, label=f"best: epoch {best_epoch}")
-        axes.set(xlabel="epoch", ylabel="nats per example", title=title)
+        axes.set(xlabel="epoch", ylabel=unit, title=title)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.legend(loc="best")
 

@@ -26,7 +26,7 @@ from vaelab.evaluation import Evaluation
 from vaelab.evaluation.latents import ACTIVE, active, latents
 from vaelab.evaluation.likelihood import evaluate_model
 from vaelab.files import write_text
-from vaelab.model import VAE
+from vaelab.model import Model
 from vaelab.noise import generator
 from vaelab.priors import StandardNormal
 from vaelab.runs import Run, load
@@ -37,6 +37,8 @@ SHEET_NUMBERS = 1_500_000  # numbers in a sheet of samples or reconstructions, a
 SPRITE_BYTES = 3_000_000  # of an animation before compression, at most
 OVERFIT_EPOCHS = 0.8  # over-fitting is worth a word if the best epoch is among the first 80 %, and the last is worse
 OVERFIT_NATS, OVERFIT_SHARE = 0.1, 0.001  # by 0.1 nats and by a thousandth of the loss
+UNITS = {"perplexity": "codes", "codes_used": "codes", "mmd_squared": "no unit", "commitment": "squared distance",
+         "codebook": "squared distance", "offdiagonal": "covariance", "diagonal": "variance"}  # fmt: skip
 FEW_SAMPLES = 2.0  # effective importance samples, below which one draw decides the estimate
 
 
@@ -81,7 +83,7 @@ class Findings:
     """
 
     run: Run
-    model: VAE
+    model: Model
     lines: list[dict[str, Any]]
     dataset: Dataset
     examples: Split
@@ -110,7 +112,7 @@ def _find(run: Run, dataset: Dataset) -> Findings:
         evaluation=evaluate_model(model, examples, IMPORTANCE_SAMPLES, split=split),
         means=means,
         kl=kl,
-        active=active(means),
+        active=active(means, model.latents),
     )
 
 
@@ -220,7 +222,7 @@ def _facts(found: Findings, frames: list[Tensor]) -> dict[str, Any]:
         "split": plots.SPLITS[found.split],
         "n": len(found.examples),
         "total": found.total,
-        "has_density": model.posterior.has_density,
+        "has_density": model.has_density,
         "discrete": model.likelihood.discrete,
         "latent_dim": model.latent_dim,
         "numbers": numbers(found.evaluation, spec.dims),
@@ -255,16 +257,23 @@ def _curves(found: Findings) -> list[dict[str, Any]]:
         return []
     titles = {"elbo": "ELBO", "rate": "Rate", "distortion": "Distortion", "bound": "Importance-weighted bound"}
     last, best = found.lines[-1], _best_epoch(found)
-    return [
-        {
-            "metric": metric,
-            "title": title,
-            "drawing": plots.curve(found.lines, metric, title, best),
-            "ends": {word: last[part][metric] for part, word in plots.SPLITS.items() if last[part]},
-        }
-        for metric, title in titles.items()
-        if metric in last["train"]
-    ]
+    parts = [part for part in plots.SPLITS if last[part]]
+    # What an objective or a model tells beside the four, if it tells it of all these examples.
+    told = [metric for metric in last["train"] if metric != "loss" and all(metric in last[part] for part in parts)]
+    curves: list[dict[str, Any]] = []
+    for metric in [*(name for name in titles if name in told), *(name for name in told if name not in titles)]:
+        title = titles.get(metric, metric.replace("_", " ").capitalize())
+        unit = UNITS.get(metric, "nats per example")
+        curves.append(
+            {
+                "metric": metric,
+                "title": title,
+                "unit": unit.split(" per ")[0],
+                "drawing": plots.curve(found.lines, metric, title, best, unit),
+                "ends": {plots.SPLITS[part]: last[part][metric] for part in parts},
+            }
+        )
+    return curves
 
 
 def _latent_map(found: Findings) -> dict[str, Any] | None:
@@ -272,7 +281,7 @@ def _latent_map(found: Findings) -> dict[str, Any] | None:
         return None
     labels = None if found.examples.labels is None else found.examples.labels.cpu()
     groups = plots.label_groups(labels, found.dataset.label_names)
-    prior = found.model.posterior.has_density and isinstance(found.model.prior, StandardNormal)
+    prior = found.model.has_density and isinstance(found.model.prior, StandardNormal)
     return {
         "drawing": plots.latent_map(found.means, groups, prior),
         "grouped": bool(groups),
@@ -332,8 +341,9 @@ def _sampled(found: Findings) -> Tensor:
 
 def _reconstructed(found: Findings) -> tuple[Tensor, Tensor]:
     """The first examples, and the means of p(x|z) at their posterior means."""
-    x = found.examples.head(_sheet_size(found.run.spec, 32) // 2).batch()
-    return x.cpu(), found.model.reconstruct(x).cpu()
+    shown = found.examples.head(_sheet_size(found.run.spec, 32) // 2)
+    x = shown.batch()
+    return x.cpu(), found.model.reconstruct(x, y=shown.labels).cpu()
 
 
 def _sheet(x: Tensor, caption: str | None = None) -> Image.Image:

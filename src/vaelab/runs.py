@@ -12,6 +12,7 @@ Every file is written under a temporary name and renamed, so a reader never sees
 
 import json
 import os
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,12 +29,13 @@ from torch import Tensor
 
 from vaelab import config as configuration
 from vaelab import data as datasets
+from vaelab import plugins
 from vaelab.composition import compose
 from vaelab.config import Config
 from vaelab.data import Dataset, DataSpec
 from vaelab.errors import InputError
 from vaelab.files import replacing, write_text
-from vaelab.model import VAE
+from vaelab.model import Model
 
 FORMAT = 1
 
@@ -124,6 +126,8 @@ class Run:
         about = {"shape": list(spec.shape), "kind": spec.kind, **about}
         if spec.levels is not None:
             about["levels"] = spec.levels
+        if spec.classes is not None:
+            about["classes"] = spec.classes
         tables = {"format": FORMAT, **config.to_dict(), "about": about}
         write_text(path / "config.toml", tomli_w.dumps(tables))
         return cls(path, config, spec, about)
@@ -171,11 +175,17 @@ class Run:
         tables.pop("format")
         try:
             config = configuration.resolve(recipe, tables)
-            spec = TypeAdapter(DataSpec).validate_python({key: about.get(key) for key in ("shape", "kind", "levels")})
+            for name in plugins.changed(about.get("plugins", {})):
+                print(f"vaelab: {name} is not the version that {path} was made with", file=sys.stderr)
+            spec = TypeAdapter(DataSpec).validate_python(
+                {key: about.get(key) for key in ("shape", "kind", "levels", "classes")}
+            )
         except (AttributeError, ValidationError):
             raise InputError(f"{path / 'config.toml'}: [about] does not say what an example is; restore it") from None
         except InputError as error:
-            raise InputError(f"{path / 'config.toml'}: {error}") from None
+            made_with = ", ".join(about.get("plugins", ()))
+            again = f"; the run was made with a plugin: give it again, --plugin {made_with}" if made_with else ""
+            raise InputError(f"{path / 'config.toml'}: {error}{again}") from None
         return cls(path, config, spec, about)
 
 
@@ -202,7 +212,7 @@ def claim_name(recipe: str, source: str, parent: Path = Path("runs")) -> Path:
     raise AssertionError
 
 
-def load(run: "str | os.PathLike[str] | Run") -> VAE:
+def load(run: "str | os.PathLike[str] | Run") -> Model:
     """The trained model of a run folder, in evaluation mode, with its best weights.
 
     Nothing is unpickled and no code of the run is executed.
@@ -217,7 +227,7 @@ def load(run: "str | os.PathLike[str] | Run") -> VAE:
     return model.eval()
 
 
-def load_weights(model: VAE, path: Path) -> None:
+def load_weights(model: Model, path: Path) -> None:
     """Read weights into `model`; names and shapes must match exactly."""
     if not path.is_file():
         raise InputError(f"{path.parent}: incomplete run (it has no {path.name}); train it again, or --resume it")

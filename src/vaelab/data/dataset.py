@@ -90,12 +90,26 @@ class Split:
             x.div_(self.scale)
         return x if generator is None or not self.dynamic else _bernoulli_(x, generator)
 
-    def usable(self, x: Tensor) -> Tensor:
-        """Those of the examples x [B, *event] of this split that hold no NaN and no infinity.
+    def labels_at(self, index: Tensor | slice) -> Tensor | None:
+        """Labels `[B]` on `device` of the examples at these positions, or None."""
+        return None if self.labels is None else _take(self.labels, index).to(self.device)
 
-        Examples in memory were looked at when they were loaded, those of a stream were not.
+    def examples(
+        self, raw: Tensor, index: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Stored values of the examples at `index` as a model sees them, and their labels; without unusable ones.
+
+        Those of a stream that hold NaN or infinity are left out. Examples in memory were looked at when they were
+        loaded.
+
+        Returns:
+            x float32 `[B, *shape]`, and y int64 `[B]`, or None where there are no labels.
         """
-        return x[x.flatten(1).isfinite().all(1)] if self.streams else x
+        x, y = self.convert(raw, generator), self.labels_at(index)
+        if not self.streams:
+            return x, y
+        usable = x.flatten(1).isfinite().all(1)
+        return x[usable], None if y is None else y[usable]
 
     def fixed(self, seed: int) -> "Split":
         """The same examples with dynamic binarization drawn once from `seed`; itself where nothing is dynamic.

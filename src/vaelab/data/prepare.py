@@ -71,8 +71,16 @@ def prepare(examples: Examples, config: DataConfig) -> Dataset:
         dynamic = config.binarize == "dynamic" and name == "train" and binary is not values
         whole = replace(values, dynamic=True) if dynamic else binary
         splits[name] = replace(whole, labels=examples.labels, name=name).select(part)
-    spec = DataSpec(tuple(examples.raw.shape[1:]), kind, {"binary": 2, "levels": levels, "real": None}[kind])
+    highest = {"binary": 2, "levels": levels, "real": None}[kind]
+    spec = DataSpec(tuple(examples.raw.shape[1:]), kind, highest, _classes(examples))
     return Dataset(spec, splits, levels, examples.label_names, _fingerprint(examples.raw, splits, config))
+
+
+def _classes(examples: Examples) -> int | None:
+    """How many labels there are, with or without examples in these data; None without labels 0, 1, …."""
+    if examples.labels is None or not len(examples.labels) or int(examples.labels.min()) < 0:
+        return None
+    return max(len(examples.label_names or ()), int(examples.labels.max()) + 1)
 
 
 def _levels(examples: Examples, config: DataConfig) -> int | None:

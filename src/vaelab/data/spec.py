@@ -1,7 +1,7 @@
 """What one example is: its shape, and which values it can take."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["binary", "levels", "real"]
@@ -16,11 +16,14 @@ class DataSpec:
         kind: `binary` (0 or 1), `levels` (integers 0 … levels − 1, which a model sees divided by levels − 1, so
             in [0, 1]) or `real` (any number, seen as it is).
         levels: how many values a dimension can take: 2 if binary, None if real.
+        classes: how many labels 0, 1, … there are; None for examples without labels. No part of what an example is, so
+            it does not count when two are compared.
     """
 
     shape: tuple[int, ...]
     kind: Kind
     levels: int | None
+    classes: int | None = field(default=None, compare=False)
 
     @property
     def dims(self) -> int:

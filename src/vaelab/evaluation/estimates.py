@@ -6,13 +6,13 @@ chunk. Sums are in float64, networks and densities in float32.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vaelab.data import Split, prefetch
-from vaelab.model import VAE, Terms
+from vaelab.model import Model, Terms, rates_by_group
 from vaelab.noise import generator
 
 EXAMPLES = 250
@@ -23,7 +23,7 @@ OUTPUT_NUMBERS = 1 << 22  # decoder outputs held at once: 16 MiB in float32
 class PerExample:
     """One number an example, [N] float64, in nats; and the Monte Carlo variance of that number, [N].
 
-    Where the posterior has no density only `distortion` is there.
+    Where the posterior has no density only `distortion` is there. `rates` are those of several groups of latents.
     """
 
     distortion: Tensor
@@ -35,6 +35,7 @@ class PerExample:
     log_px: Tensor | None = None
     log_px_variance: Tensor | None = None
     effective_sample_size: Tensor | None = None
+    rates: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 class Moments:
@@ -98,26 +99,31 @@ class ImportanceWeights:
         return spread.clamp(min=0) / (self.count - 1)
 
 
-def chunks_of_terms(model: VAE, x: Tensor, num_samples: int, noise: torch.Generator) -> Iterator[Terms]:
-    """Terms for x [B, *event] with `num_samples` draws an example in all, some of them at a time."""
+def chunks_of_terms(
+    model: Model, x: Tensor, num_samples: int, noise: torch.Generator, y: Tensor | None = None
+) -> Iterator[Terms]:
+    """Terms for x [B, *event] and labels y [B] with `num_samples` draws an example in all, some of them at a time."""
     outputs = math.prod(model.likelihood.output_shape)
     at_once = max(1, OUTPUT_NUMBERS // (len(x) * outputs))
     for start in range(0, num_samples, at_once):
-        yield model.terms(x, min(at_once, num_samples - start), noise)
+        yield model.terms(x, min(at_once, num_samples - start), noise, y=y)
 
 
-def batches(split: Split, seed: int) -> Iterator[tuple[Tensor, torch.Generator]]:
-    """Batches of a split, each with a generator of its own; what is not finite in a stream is left out."""
-    for index, raw in enumerate(prefetch(split, torch.arange(len(split)).split(EXAMPLES))):
+def batches(split: Split, seed: int) -> Iterator[tuple[Tensor, Tensor | None, torch.Generator]]:
+    """Batches of a split, x and labels y, each with a generator of its own; what is unusable is left out."""
+    rows = torch.arange(len(split)).split(EXAMPLES)
+    for index, (at, raw) in enumerate(zip(rows, prefetch(split, rows), strict=True)):
         noise = generator(seed, "evaluate", index, device=split.device)
-        x = split.usable(split.convert(raw, noise))
+        x, y = split.examples(raw, at, noise)
         if len(x):
-            yield x, noise
+            yield x, y, noise
 
 
 @torch.no_grad()
-def estimate(model: VAE, x: Tensor, importance_samples: int, draws: int, noise: torch.Generator) -> PerExample:
-    """All estimates for one batch x [B, *event].
+def estimate(
+    model: Model, x: Tensor, importance_samples: int, draws: int, noise: torch.Generator, y: Tensor | None = None
+) -> PerExample:
+    """All estimates for one batch x [B, *event], of p(x|y) where the model is conditional.
 
     log p(x) uses the first `importance_samples` draws; rate, distortion and ELBO use `draws` ≥ that many.
 
@@ -127,12 +133,16 @@ def estimate(model: VAE, x: Tensor, importance_samples: int, draws: int, noise: 
     """
     weights, ratios, distortions, kl = ImportanceWeights(), Moments(), Moments(), None
     log_ws, left = Moments(), importance_samples
-    for terms in chunks_of_terms(model, x, draws, noise):
+    rates: dict[str, Tensor] = {}
+    for terms in chunks_of_terms(model, x, draws, noise, y):
         distortions.add(-terms.log_px_z)
         log_w = terms.log_weights
         if log_w is None or terms.log_qz_x is None:
             continue
-        kl = terms.kl
+        kl = terms.kl if terms.kl_is_exact else None
+        for name, group in rates_by_group(terms).items():
+            share = group.double() * (terms.z.shape[0] / draws)
+            rates[name] = rates[name] + share if name in rates else share
         ratios.add(terms.log_qz_x - terms.log_pz)
         log_ws.add(log_w)
         if left > 0:
@@ -163,4 +173,5 @@ def estimate(model: VAE, x: Tensor, importance_samples: int, draws: int, noise: 
         log_px=weights.log_mean,
         log_px_variance=weights.variance_of_log_mean,
         effective_sample_size=weights.effective_sample_size,
+        rates=rates,
     )

@@ -13,7 +13,7 @@ from vaelab.data import Split
 from vaelab.errors import InputError
 from vaelab.evaluation.estimates import PerExample, batches, chunks_of_terms, estimate
 from vaelab.evaluation.latents import active
-from vaelab.model import VAE
+from vaelab.model import Model
 from vaelab.runs import Run, load
 
 DRAWS = 64
@@ -37,6 +37,8 @@ class Evaluation:
         bits_per_dim: −log_px / (D ln 2); None where data are no discrete levels.
         active_units: latents with Var_x(E_q[z]) > 0.01 (Burda et al. 2016, section 5.2).
         scale_at_floor: share of learned scales that their floor holds up; None where none is learned.
+        rates: the rate of each group of latents (layers of a hierarchy, real and categorical latents); None where there
+            is one group.
     """
 
     split: str
@@ -59,6 +61,7 @@ class Evaluation:
     active_units: int | None
     latent_dim: int
     scale_at_floor: float | None
+    rates: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of `vaelab evaluate --json`; a number that is not finite is None, for JSON has no other word."""
@@ -73,6 +76,8 @@ class Evaluation:
             value, error = getattr(self, name), getattr(self, f"{name}_stderr")
             error_bar = "" if error is None else f" ± {error:.3f}"
             lines.append(f"  {name:<22}" + ("-" if value is None else f"{value:10.3f}{error_bar}"))
+        for name, rate in (self.rates or {}).items():
+            lines.append(f"  {'rate of ' + name:<22}{rate:10.3f}")
         for name in ("effective_sample_size", "bits_per_dim", "active_units", "latent_dim"):
             value = getattr(self, name)
             if value is not None:
@@ -124,18 +129,18 @@ def examples_of(run: Run, split: str) -> Split:
 
 
 @torch.no_grad()
-def evaluate_model(model: VAE, examples: Split, importance_samples: int, *, split: str, seed: int = 0) -> Evaluation:
+def evaluate_model(model: Model, examples: Split, importance_samples: int, *, split: str, seed: int = 0) -> Evaluation:
     """The same for a model in memory."""
     model.eval()
     draws = max(importance_samples, DRAWS)
     parts: list[PerExample] = []
     means: list[Tensor] = []
     floors: list[Tensor] = []
-    for x, noise in batches(examples, seed):
-        parts.append(estimate(model, x, importance_samples, draws, noise))
-        posterior = model.encode(x)
+    for x, y, noise in batches(examples, seed):
+        parts.append(estimate(model, x, importance_samples, draws, noise, y))
+        posterior = model.encode(x, y=y)
         means.append(posterior.mean)
-        floor = model.likelihood.fraction_at_floor(model.decode(posterior.mean))
+        floor = model.likelihood.fraction_at_floor(model.decode(posterior.mean, y=y))
         floors += [] if floor is None else [floor]
     if not parts:
         raise InputError(f"{split}: every example holds NaN or infinite values; there is nothing to evaluate")
@@ -152,14 +157,15 @@ def evaluate_model(model: VAE, examples: Split, importance_samples: int, *, spli
         importance_samples=importance_samples,
         effective_sample_size=float(torch.cat(sizes).mean()) if sizes else None,
         bits_per_dim=_bits_per_dim(model, log_px),
-        active_units=int(active(latents).sum()) if sizes else None,
-        latent_dim=model.latent_dim,
+        active_units=int(active(latents, model.latents).sum()) if sizes else None,
+        latent_dim=model.latents.count,
         scale_at_floor=float(torch.stack(floors).mean()) if floors else None,
+        rates={name: float(torch.cat([part.rates[name] for part in parts]).mean()) for name in parts[0].rates} or None,
     )
 
 
 @torch.no_grad()
-def importance_weighted_bounds(model: VAE, examples: Split, num_samples: Sequence[int], seed: int = 0) -> Tensor:
+def importance_weighted_bounds(model: Model, examples: Split, num_samples: Sequence[int], seed: int = 0) -> Tensor:
     """L_k for several k, example by example, from the same draws: differences have little noise.
 
     The largest k, K, is drawn once. For a smaller k the K draws fall into K // k groups, and L_k is the groups' mean.
@@ -170,8 +176,8 @@ def importance_weighted_bounds(model: VAE, examples: Split, num_samples: Sequenc
     model.eval()
     most = max(num_samples)
     columns: list[Tensor] = []
-    for x, noise in batches(examples, seed):
-        found = [terms.log_weights for terms in chunks_of_terms(model, x, most, noise)]
+    for x, y, noise in batches(examples, seed):
+        found = [terms.log_weights for terms in chunks_of_terms(model, x, most, noise, y)]
         if any(log_weights is None for log_weights in found):
             raise InputError("the posterior has no density, so there are no importance weights")
         log_weights = torch.cat([weights for weights in found if weights is not None]).double()
@@ -199,7 +205,7 @@ def _average(name: str, parts: list[PerExample]) -> dict[str, float | None]:
     }
 
 
-def _bits_per_dim(model: VAE, log_px: float | None) -> float | None:
+def _bits_per_dim(model: Model, log_px: float | None) -> float | None:
     if log_px is None or not model.likelihood.discrete:
         return None
     return -log_px / (math.log(2) * math.prod(model.event_shape))

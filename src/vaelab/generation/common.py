@@ -17,7 +17,7 @@ from vaelab.data import DataSpec, Split, prefetch
 from vaelab.errors import InputError
 from vaelab.evaluation.estimates import OUTPUT_NUMBERS
 from vaelab.files import replacing
-from vaelab.model import VAE
+from vaelab.model import Model
 from vaelab.posteriors import PosteriorDistribution
 from vaelab.runs import Run
 
@@ -31,18 +31,28 @@ EXAMPLES = 500  # encoded at once
 # -- running a model -----------------------------------------------------------------------------------------------
 
 
-def show(model: VAE, z: Tensor, draw: bool, noise: torch.Generator) -> Tensor:
-    """Decode z [..., D] -> x [..., *event], the mean of p(x|z) or a draw from it, in parts of bounded memory."""
+def show(model: Model, z: Tensor, draw: bool, noise: torch.Generator, y: Tensor | None = None) -> Tensor:
+    """Decode z [..., D] -> x [..., *event], the mean of p(x|z) or a draw from it, in parts of bounded memory.
+
+    Labels y [...] belong to the z of a conditional model.
+    """
     at_once = max(1, OUTPUT_NUMBERS // math.prod(model.likelihood.output_shape))
-    parts = [model.show(part, draw=draw, generator=noise) for part in z.flatten(0, -2).split(at_once)]
+    points = z.flatten(0, -2).split(at_once)
+    labels = [None] * len(points) if y is None else y.expand(z.shape[:-1]).flatten().split(at_once)
+    parts = [model.show(part, draw=draw, generator=noise, y=at) for part, at in zip(points, labels, strict=True)]
     return torch.cat(parts).unflatten(0, z.shape[:-1])
 
 
-def posteriors(model: VAE, examples: Split, index: Tensor | None = None) -> Iterator[PosteriorDistribution]:
+def posteriors(model: Model, examples: Split, index: Tensor | None = None) -> Iterator[PosteriorDistribution]:
     """q(z|x) of the examples at `index` (all of them by default), batch by batch."""
-    positions = torch.arange(len(examples)) if index is None else index
-    for raw in prefetch(examples, positions.split(EXAMPLES)):
-        yield model.encode(examples.convert(raw))
+    rows = (torch.arange(len(examples)) if index is None else index).split(EXAMPLES)
+    for at, raw in zip(rows, prefetch(examples, rows), strict=True):
+        yield model.encode(examples.convert(raw), y=examples.labels_at(at))
+
+
+def labels_for(model: Model, examples: Split, index: Tensor | slice) -> Tensor | None:
+    """Labels of the examples at `index`, for a conditional model; None for any other."""
+    return None if model.labels is None else examples.labels_at(index)
 
 
 # -- words ---------------------------------------------------------------------------------------------------------

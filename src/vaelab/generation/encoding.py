@@ -19,7 +19,6 @@ from vaelab.errors import InputError
 from vaelab.evaluation.likelihood import examples_of
 from vaelab.files import replacing
 from vaelab.generation.common import Out, RunPath, describe, numpy_fields, posteriors, write_arrays
-from vaelab.posteriors import DiagonalGaussian
 from vaelab.runs import Run, load
 
 
@@ -69,7 +68,7 @@ def encode(
     else:
         examples = examples_of(run, split)
     found = list(posteriors(model, examples))
-    scales = [q.scale for q in found if isinstance(q, DiagonalGaussian)]
+    scales = [q.stddev for q in found if q.stddev is not None]
     encoding = Encoding(torch.cat([q.mean for q in found]), torch.cat(scales) if scales else None, examples.labels)
     if file is not None:
         save = _write_table if file.suffix.lower() == ".csv" else write_arrays

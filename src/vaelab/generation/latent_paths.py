@@ -11,9 +11,22 @@ from torch import Tensor
 from vaelab import pictures
 from vaelab.errors import InputError
 from vaelab.evaluation.latents import latents as measure
+from vaelab.evaluation.latents import spread
 from vaelab.evaluation.likelihood import examples_of
-from vaelab.generation.common import Out, RunPath, check_least, count, output_file, posteriors, show, shown, write
+from vaelab.generation.common import (
+    Out,
+    RunPath,
+    check_least,
+    count,
+    labels_for,
+    output_file,
+    posteriors,
+    show,
+    shown,
+    write,
+)
 from vaelab.generation.geometry import PATHS
+from vaelab.model import Model
 from vaelab.noise import generator
 from vaelab.runs import Run, load
 
@@ -79,7 +92,7 @@ def interpolate(
     Args:
         run: a run folder.
         split: which part of the run's data.
-        pairs: how many pairs of examples; no example comes twice.
+        pairs: how many pairs of examples; no example comes twice. Where the model is conditional, both have one label.
         steps: points on a path, both ends included.
         path: "linear", or "spherical" (see `vaelab.generation.geometry`).
         out: the file to write.
@@ -101,11 +114,13 @@ def interpolate(
     if 2 * pairs > len(examples):
         raise InputError(f"pairs={pairs}: at most {len(examples) // 2}, for {split} has {len(examples)} examples")
     noise = generator(seed, "interpolate")
-    index = torch.randperm(len(examples), generator=noise)[: 2 * pairs]
+    index = _ends(torch.randperm(len(examples), generator=noise), pairs, labels_for(model, examples, slice(None)))
     ends = torch.cat([q.mean for q in posteriors(model, examples, index)]).unflatten(0, (pairs, 2))
     z = PATHS[path](ends[:, :1], ends[:, 1:], torch.linspace(0, 1, steps)[:, None])
     original = examples.batch(index).unflatten(0, (pairs, 2))
-    made = Interpolation(show(model, z, draw, noise), z, original, index.view(pairs, 2))
+    y = labels_for(model, examples, index[::2])
+    x = show(model, z, draw, noise, None if y is None else y[:, None])
+    made = Interpolation(x, z, original, index.view(pairs, 2))
     caption = (
         f"{count(pairs, f'{path} path')} between the means of q(z|x) of two {split} examples: "
         f"{shown(draw)}, seed {seed}"
@@ -119,6 +134,23 @@ def interpolate(
         frames=lambda made: _interpolation_frames(made, caption),
         seconds=SECONDS,
     )
+
+
+def _ends(order: Tensor, pairs: int, labels: Tensor | None) -> Tensor:
+    """The first `pairs` pairs of positions in this order, [2 * pairs]; of one label each, if labels are given."""
+    if labels is None:
+        return order[: 2 * pairs]
+    waiting: dict[int, int] = {}
+    ends: list[int] = []
+    for position in order.tolist():
+        label = int(labels[position])
+        if (first := waiting.pop(label, None)) is None:
+            waiting[label] = position
+        else:
+            ends += [first, position]
+        if len(ends) == 2 * pairs:
+            return torch.tensor(ends)
+    raise InputError(f"pairs={pairs}: only {len(ends) // 2} pairs of examples have one label; lower it")
 
 
 def _interpolation_sheet(made: Interpolation, caption: str) -> Image.Image:
@@ -170,8 +202,9 @@ def traverse(
         run: a run folder.
         latents: which ones. Default: the ten of the largest KL(q(z|x) ‖ p(z)), averaged over the split; without a
             closed form of it, the ten whose posterior means vary most.
-        span: from −span to +span standard deviations of the prior. An autoencoder was not trained to match one: there,
-            in standard deviations of the latent over the split, around its mean.
+        span: from −span to +span standard deviations of the prior N(0, I). An autoencoder was not trained to match
+            one: there, in standard deviations of the latent over the split, around its mean. A latent that is one of
+            several categories takes these in turn instead.
         steps: points on the way, both ends included.
         split: which part of the run's data.
         out: the file to write.
@@ -190,19 +223,13 @@ def traverse(
     model = load(run)
     examples = examples_of(run, split)
     means, kl = measure(model, examples)
-    variances = means.double().var(0, correction=0)
-    chosen = _choose(latents, variances if kl is None else kl)
+    chosen = _choose(latents, spread(means, model.latents) if kl is None else kl)
     noise = generator(seed, "traverse")
     index = torch.randint(len(examples), (), generator=noise)
     values = torch.linspace(-span, span, steps)
-    z = means[index].repeat(len(chosen), steps, 1)
-    for row, latent in enumerate(chosen):
-        if model.posterior.has_density:
-            z[row, :, latent] = values
-        else:
-            z[row, :, latent] = means[:, latent].mean() + values * variances[latent].sqrt()
+    z = _moved(model, means, index, chosen, values)
     made = Traversal(
-        x=show(model, z, draw, noise),
+        x=show(model, z, draw, noise, labels_for(model, examples, index[None])),
         z=z,
         latents=torch.tensor(chosen),
         values=values,
@@ -210,7 +237,7 @@ def traverse(
         original=examples.batch(index[None])[0],
         index=index,
     )
-    of = "of the prior" if model.posterior.has_density else f"of its values over the {split} examples"
+    of = "of the prior" if model.has_density else f"of its values over the {split} examples"
     caption = (
         f"{'One latent' if len(chosen) == 1 else f'{len(chosen)} latents, one'} at a time from −{span:g} to +{span:g} "
         f"standard deviations {of}, the others at the mean of q(z|x) of {split} example {int(index)}: {shown(draw)}"
@@ -225,6 +252,27 @@ def traverse(
         frames=lambda made: _traversal_frames(made, caption),
         seconds=SECONDS,
     )
+
+
+def _moved(model: Model, means: Tensor, index: Tensor, chosen: list[int], values: Tensor) -> Tensor:
+    """Z [M, S, D]: the latents `chosen` moved, the others at the mean of example `index`.
+
+    A real latent goes through `values`, in standard deviations of the prior (of the means where there is no density);
+    one of several categories, through what it can be.
+    """
+    z = means[index].repeat(len(chosen), len(values), 1)
+    columns = torch.arange(means.shape[1]).split(model.latents.widths)
+    for row, latent in enumerate(chosen):
+        column = columns[latent]
+        if latent >= model.latents.real:
+            choices = model.choices
+            z[row, :, column] = choices[torch.arange(len(values)) % len(choices)]
+        elif model.has_density:
+            z[row, :, column] = values[:, None]
+        else:
+            found = means[:, column]
+            z[row, :, column] = found.mean() + values[:, None] * found.double().std(correction=0).float()
+    return z
 
 
 def _choose(latents: Sequence[int] | None, activity: Tensor) -> list[int]:

@@ -7,11 +7,23 @@ from PIL import Image
 from torch import Tensor
 
 from vaelab import pictures
+from vaelab.config import nearest
 from vaelab.errors import InputError
 from vaelab.evaluation.likelihood import examples_of
-from vaelab.generation.common import Out, RunPath, check_least, count, output_file, posteriors, show, shown, write
+from vaelab.generation.common import (
+    Out,
+    RunPath,
+    check_least,
+    count,
+    labels_for,
+    output_file,
+    posteriors,
+    show,
+    shown,
+    write,
+)
 from vaelab.generation.geometry import closed_walk
-from vaelab.model import VAE
+from vaelab.model import Model
 from vaelab.noise import generator
 from vaelab.priors import StandardNormal
 from vaelab.runs import Run, load
@@ -22,10 +34,14 @@ WALK_FRAMES = 48
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Examples x [n, *event], and the latents z [n, D] that they were decoded from."""
+    """Examples x [n, *event], and the latents z [n, D] that they were decoded from.
+
+    `labels` [n] int64 are what a conditional model was asked for; None for any other.
+    """
 
     x: Tensor
     z: Tensor
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +61,37 @@ class Reconstructions:
 
 
 @torch.no_grad()
-def sample(run: RunPath, n: int = 64, *, out: Out = None, draw: bool = False, seed: int = 0) -> Samples:
+def sample(
+    run: RunPath,
+    n: int = 64,
+    *,
+    label: str | int | None = None,
+    out: Out = None,
+    draw: bool = False,
+    seed: int = 0,
+) -> Samples:
     """New examples: z ~ p(z), then the mean of p(x|z), or with `draw` a draw from it.
+
+    A conditional model takes a `label`, by its name or number. Without it, labels come as often as in its training
+    data, in ascending order.
 
     In a GIF the samples are stops of closed walks, at most four on each. Between two stops the direction of z turns
     evenly and its norm changes evenly, so z stays where p(z) has its mass: at norms near the square root of D.
 
     Raises:
-        InputError: `n` below 1, a run that cannot be read, or a file that cannot be written.
+        InputError: `n` below 1, a label that the run does not have, a run that cannot be read, or a file that cannot be
+            written.
     """
     check_least("n", n, 1)
     run = Run.open(run)
     file = output_file(run, out)
     model = load(run)
     noise = generator(seed, "sample")
-    z = model.prior.sample(n, noise)
-    made = Samples(x=show(model, z, draw, noise), z=z)
-    caption = f"{count(n, 'sample')}: {shown(draw)}, z ~ {_prior(model)}, seed {seed}"
+    y = _labels(run, model, label, n, noise)
+    z = model.sample_latents(n, noise)
+    made = Samples(show(model, z, draw, noise, y), z, y)
+    asked = "" if label is None else f" of label {label}"
+    caption = f"{count(n, 'sample')}{asked}: {shown(draw)}, z ~ {_prior(model)}, seed {seed}"
 
     def sheet(made: Samples) -> Image.Image:
         return pictures.grid(made.x, caption=caption) if run.spec.is_picture else pictures.heatmap(made.x, caption)
@@ -70,7 +100,8 @@ def sample(run: RunPath, n: int = 64, *, out: Out = None, draw: bool = False, se
         stops = made.z.tensor_split(-(-n // STOPS))
         walks = torch.stack([closed_walk(each, WALK_FRAMES) for each in stops], dim=1)
         # Each frame takes the same noise: so a draw changes with z alone, and does not flicker.
-        x = torch.stack([show(model, z, draw, generator(seed, "walk")) for z in walks])
+        starts = None if y is None else torch.stack([each[0] for each in y.tensor_split(len(stops))])
+        x = torch.stack([show(model, z, draw, generator(seed, "walk"), starts) for z in walks])
         x, text = pictures.clamp(x, f"{caption}, visited on {count(len(stops), 'closed walk')}")
         return [pictures.grid(frame, caption=text) for frame in x]
 
@@ -112,8 +143,10 @@ def reconstruct(
     index = torch.linspace(0, len(examples) - 1, min(n, len(examples)), dtype=torch.float64).round().long()
     noise = generator(seed, "reconstruct")
     found = posteriors(model, examples, index)
-    z = torch.cat([q.mean if latent == "mean" else q.rsample_with_log_prob(1, noise)[0][0] for q in found])
-    made = Reconstructions(examples.batch(index), show(model, z, draw, noise), z, index)
+    z = torch.cat([q.mean if latent == "mean" else q.sample_with_log_prob(1, noise)[0][0] for q in found])
+    made = Reconstructions(
+        examples.batch(index), show(model, z, draw, noise, labels_for(model, examples, index)), z, index
+    )
     at = "the mean of q(z|x)" if latent == "mean" else "a sample from q(z|x)"
     seeded = f", seed {seed}" if draw or latent == "sample" else ""
     caption = f"{count(len(index), f'{split} example')}; reconstruction: {shown(draw)} at {at}{seeded}"
@@ -131,6 +164,24 @@ def reconstruct(
     return write(file, made, run.spec, draw, sheet, frames, seconds=1.0)
 
 
-def _prior(model: VAE) -> str:
+def _labels(run: Run, model: Model, label: str | int | None, n: int, noise: torch.Generator) -> Tensor | None:
+    """N labels for a conditional model: the one that was asked for, or drawn as often as in the training data."""
+    if model.labels is None:
+        if label is not None:
+            raise InputError(f"label={label}: {run} is not conditional; `vaelab train cvae` makes a model that is")
+        return None
+    if label is None:
+        return model.labels.sample(n, noise)
+    names = run.label_names or tuple(map(str, range(model.labels.classes)))
+    if str(label) in names:
+        number = names.index(str(label))
+    elif str(label).isdigit() and int(label) < model.labels.classes:
+        number = int(label)
+    else:
+        raise InputError(f"label={label}: unknown; {nearest(str(label), names)}")
+    return torch.full((n,), number)
+
+
+def _prior(model: Model) -> str:
     name = "N(0, I)" if isinstance(model.prior, StandardNormal) else "p(z)"
-    return name if model.posterior.has_density else f"{name} (an autoencoder is not trained to match it)"
+    return name if model.has_density else f"{name} (an autoencoder is not trained to match it)"

@@ -5,13 +5,13 @@ import shutil
 import torch
 
 from vaelab.errors import InputError
-from vaelab.model import VAE
+from vaelab.model import Model
 
 STEPS = 2_000
 WEIGHTS = 1_000_000
 
 
-def compile_networks(model: VAE, setting: bool | str, device: torch.device, total_steps: int) -> bool:
+def compile_networks(model: Model, setting: bool | str, device: torch.device, total_steps: int) -> bool:
     """Compile encoder and decoder in place, if `setting` says so. Returns whether that was done.
 
     `auto` compiles on CUDA alone, and there only what is large (a million weights) and trained for long (2,000

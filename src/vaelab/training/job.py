@@ -1,10 +1,12 @@
 """What one call of `train` works with, and how it is set up: anew, or from a checkpoint."""
 
 import json
+import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -15,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vaelab import __version__, recipes
+from vaelab import __version__, plugins, recipes
 from vaelab import data as datasets
 from vaelab.composition import compose, compose_objective, settle
 from vaelab.config import Config, TrainingConfig, resolve
 from vaelab.data import Dataset, Split
 from vaelab.errors import InputError
 from vaelab.files import remove_unfinished
-from vaelab.model import VAE
+from vaelab.model import Model
 from vaelab.noise import generator, seed_of
 from vaelab.objectives import Forward
 from vaelab.runs import Run, check_free, claim_name
@@ -80,6 +82,10 @@ class Job:
         mine = slice(self.processes.rank, None, self.processes.count)
         place = "cpu" if split.streams else split.device
         return [rows[mine].to(place) for rows in batches]
+
+    def labels(self, rows: Tensor) -> Tensor | None:
+        """Labels of the training examples at these positions, for a conditional model; None for any other."""
+        return None if self.state.model.labels is None else self.dataset["train"].labels_at(rows)
 
     def noise(self, seed: int, step: int, part: int) -> torch.Generator:
         """The random numbers of a step's part in this process; layers that draw for themselves get them, too."""
@@ -176,8 +182,10 @@ def _create(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "vaelab": __version__,
         "torch": torch.__version__,
-        "command": command(recipe_name, overrides, out),
+        "command": command(recipe_name, overrides, out, plugins.used(config)),
     }
+    if own := plugins.used(config):
+        about["plugins"] = own
     if dataset.label_names is not None:
         about["label_names"] = list(dataset.label_names)
     return Run.create(path, config, dataset.spec, **about), job
@@ -197,17 +205,21 @@ def make_job(config: Config, dataset: Dataset, processes: Processes) -> Job:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(training.seed, "weights"))
         model = compose(config, dataset.spec)
-    objective = compose_objective(config, model).to(device)
+        objective = compose_objective(config, model, examples)
     start_at_data(model, dataset["train"])
     model.to(device)
+    objective.to(device)
     average = None
     if training.ema_decay:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay), use_buffers=True)
     epochs, steps = training.planned_epochs(examples), training.steps_per_epoch(examples)
     compile_networks(model, training.compile, device, epochs * steps)
     parameters = [*model.parameters(), *objective.parameters()]
+    groups = [{"params": list(model.parameters()), "share": 1.0}]
+    if critic := list(objective.parameters()):
+        groups.append({"params": critic, "share": objective.learning_rate_share})
     optimizer = torch.optim.AdamW(
-        parameters, lr=training.learning_rate, eps=training.adam_epsilon, weight_decay=training.weight_decay, fused=True
+        groups, lr=training.learning_rate, eps=training.adam_epsilon, weight_decay=training.weight_decay, fused=True
     )
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "float16")
     state = State(model, objective, optimizer, scaler, average, training.precision, torch.get_num_threads())
@@ -267,13 +279,29 @@ def _rehearse(job: Job, config: TrainingConfig, dtype: torch.dtype | None) -> No
     noise = generator("rehearsal", device=job.processes.device)
     rows = torch.arange(job.batch_size // job.processes.count // config.gradient_accumulation, device=split.device)
     forward = Forward(job.state.model, job.state.objective)
-    torch.autograd.grad(forward(split.batch(rows, noise), noise, dtype).value, job.parameters, allow_unused=True)
+    with unchanged(job.state.model):
+        loss = forward(split.batch(rows, noise), noise, dtype, job.labels(rows))
+        torch.autograd.grad(loss.total, job.parameters, allow_unused=True)
 
 
-def start_at_data(model: VAE, split: Split) -> None:
-    """Start the decoder's bias and the likelihood's own parameters at the mean and spread of the training data.
+@contextmanager
+def unchanged(model: Model) -> Generator[None]:
+    """Put the buffers back at the end: statistics that a model keeps of its batches must not count a rehearsal."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+
+
+def start_at_data(model: Model, split: Split) -> None:
+    """Start the model at the training data: the decoder's bias, the likelihood's own parameters, the prior, the labels.
 
     Of a stream, 10,000 examples spread over it stand for all.
+
+    Raises:
+        InputError: data that the likelihood gives no probability.
     """
     rows = torch.arange(len(split))
     if split.streams and len(split) > START_EXAMPLES:
@@ -281,21 +309,44 @@ def start_at_data(model: VAE, split: Split) -> None:
     count = 0
     total = torch.zeros(model.event_shape, dtype=torch.float64)
     squares = torch.zeros_like(total)
+    low, high = math.inf, -math.inf
     for part in rows.split(EXAMPLES_AT_ONCE):
-        x = split.usable(split.batch(part, generator("start"))).double()
+        x = split.examples(split.read(part), part, generator("start"))[0].double()
+        if len(x):
+            low, high = min(low, float(x.min())), max(high, float(x.max()))
         count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
     mean = total / max(1, count)
     std = (squares / max(1, count) - mean.square()).clamp(min=0).sqrt()
+    if count:
+        model.likelihood.check(low, high)
     outputs = model.likelihood.initialize(mean.float(), std.float())
     bias = getattr(model.decoder, "bias", None)
-    if isinstance(bias, Tensor):
-        with torch.no_grad():
+    with torch.no_grad():
+        if isinstance(bias, Tensor):
             bias.copy_(outputs)
+        if model.labels is not None and split.labels is not None:
+            model.labels.counts.copy_(split.labels.bincount(minlength=model.labels.classes))
+        if model.prior.start_examples:
+            _start_prior(model, split)
 
 
-def command(recipe: str, overrides: Mapping[str, Any], out: str | os.PathLike[str] | None) -> str:
+def _start_prior(model: Model, split: Split) -> None:
+    """Give the prior training examples, as the encoder sees them, drawn without return as long as there are enough."""
+    wanted = model.prior.start_examples
+    noise = generator("start", "prior")
+    rows = torch.cat([torch.randperm(len(split), generator=noise) for _ in range(-(-wanted // len(split)))])[:wanted]
+    x, y = split.examples(split.read(rows), rows, noise)
+    if len(x):
+        model.prior.start(model.labels.join_input(x, y) if model.labels else x)
+
+
+def command(
+    recipe: str, overrides: Mapping[str, Any], out: str | os.PathLike[str] | None, plugins: Iterable[str] = ()
+) -> str:
     """The command line that makes this run."""
     words = ["vaelab", "train", recipe]
+    for plugin in plugins:
+        words += ["--plugin", plugin]
     options = {"data.source": "--data", "training.epochs": "--epochs", "training.seed": "--seed"}
     for key, value in overrides.items():
         text = json.dumps(value) if isinstance(value, bool | list | tuple) else str(value)

@@ -24,8 +24,9 @@ from vaelab.errors import InputError, VaelabError
 from vaelab.files import write_text
 from vaelab.objectives import Loss
 from vaelab.runs import Run, write_tensors
+from vaelab.training.aggregate import fit_prior
 from vaelab.training.interrupt import Interrupted, StopRequest, stop_request
-from vaelab.training.job import Job, begin, resume, settle_speed
+from vaelab.training.job import Job, begin, resume, settle_speed, unchanged
 from vaelab.training.processes import Deserted, Followed, deserted
 from vaelab.training.progress import Reporter
 from vaelab.training.replay import explain
@@ -130,6 +131,8 @@ def _train(run: Run, job: Job, progress: bool) -> bool:
                 if trackers:
                     trackers.close()
                 raise
+        if job.processes.is_first and completed:
+            _fit_prior(run, job)
         if job.processes.is_first:
             from vaelab.report import publish  # draws pictures: imported late, for training itself needs none of it
 
@@ -176,6 +179,15 @@ def _fit(run: Run, job: Job, threads: Threads, trackers: Trackers | None, progre
     return _is_over(job, config)
 
 
+def _fit_prior(run: Run, job: Job) -> None:
+    """Fit a prior that waits for the end of training, with the best weights."""
+    model = job.state.evaluated
+    if model.prior.fit_draws:
+        model.load_state_dict(job.state.best)
+        fit_prior(model, job.dataset["train"], run.config.training.seed)
+        write_tensors(run.path / "model.safetensors", model.state_dict())
+
+
 def _is_over(job: Job, config: TrainingConfig) -> bool:
     counters = job.state.counters
     impatient = config.patience is not None and counters.since_best >= config.patience
@@ -188,9 +200,10 @@ def _epoch(job: Job, config: TrainingConfig, threads: Threads) -> Iterator[None]
     split = job.dataset["train"]
     state.model.train()
     began = time.perf_counter()
-    for raw in prefetch(split, job.shares(config)[counters.batch :]):
+    shares = job.shares(config)[counters.batch :]
+    for rows, raw in zip(shares, prefetch(split, shares), strict=True):
         threads.begin_step()
-        _step(job, raw, config)
+        _step(job, rows, raw, config)
         threads.end_step()
         counters.step += 1
         counters.batch += 1
@@ -202,21 +215,22 @@ def _epoch(job: Job, config: TrainingConfig, threads: Threads) -> Iterator[None]
         began = time.perf_counter()
 
 
-def _step(job: Job, raw: Tensor, config: TrainingConfig) -> None:
-    """One update from this process's share of a batch, as stored. Nothing here waits for the device."""
+def _step(job: Job, rows: Tensor, raw: Tensor, config: TrainingConfig) -> None:
+    """One update from this process's share of a batch: positions and stored values. Nothing waits for the device."""
     state, counters, split = job.state, job.state.counters, job.dataset["train"]
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(counters.step, job.steps_per_epoch, job.epochs, config, counters.reductions)
+        rate = learning_rate(counters.step, job.steps_per_epoch, job.epochs, config, counters.reductions)
+        group["lr"] = rate * group["share"]
     state.objective.step = counters.step
     state.optimizer.zero_grad(set_to_none=True)
     parts = raw.chunk(config.gradient_accumulation)
     metrics: list[Tensor] = []
-    for number, part in enumerate(parts, start=1):
+    for number, (part, at) in enumerate(zip(parts, rows.chunk(len(parts)), strict=True), start=1):
         noise = job.noise(config.seed, counters.step, number - 1)
-        x = split.convert(part, noise)
+        x, y = split.convert(part, noise), job.labels(at)
         with nullcontext() if number == len(parts) else job.processes.no_sync(job.forward):
-            loss: Loss = job.forward(x, noise, job.dtype)
-            state.scaler.scale(loss.value / len(parts)).backward()
+            loss: Loss = job.forward(x, noise, job.dtype, y)
+            state.scaler.scale(loss.total / len(parts)).backward()
         metrics.append(torch.stack(list(loss.metrics.values())))
         job.names = list(loss.metrics)
     job.reports.append((metrics, _update(job, config)))
@@ -305,8 +319,13 @@ def _why(job: Job, config: TrainingConfig, step: int) -> str:
     found = ""
     for number, part in enumerate(rows.chunk(config.gradient_accumulation)):
         noise = job.noise(config.seed, step, number)
-        x = split.convert(split.read(part), noise)
-        found = explain(state.model, state.objective, x, noise, job.dtype, lambda b, p=part: split.describe(int(p[b])))
+        x, y = split.convert(split.read(part), noise), job.labels(part)
+
+        def named(b: int, part: Tensor = part) -> str:
+            return split.describe(int(part[b]))
+
+        with unchanged(state.model):
+            found = explain(state.model, state.objective, x, noise, job.dtype, named, y)
         if found:
             break
     return job.processes.first_word(found) or "its gradient was not finite; it was, when the update was tried again"

@@ -5,19 +5,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vaelab.model import VAE
+from vaelab.model import Model
 from vaelab.objectives import Objective
 
 MOST_NAMES = 3
 
 
 def explain(
-    model: VAE,
+    model: Model,
     objective: Objective,
     x: Tensor,
     noise: torch.Generator,
     dtype: torch.dtype | None,
     describe: Callable[[int], str],
+    y: Tensor | None = None,
 ) -> str:
     """Where the first NaN or infinity of a step appears, and which examples have it, in one line; else an empty one.
 
@@ -29,6 +30,7 @@ def explain(
         noise: the step's generator, where it stood after x was made.
         dtype: the precision of the networks.
         describe: the name of example b of B.
+        y: the labels of x, for a conditional model.
     """
     batch = len(x)
 
@@ -52,8 +54,8 @@ def explain(
         module.register_forward_hook(_watch(name, guilty, suspects)) for name, module in model.named_modules() if name
     ]
     try:
-        terms = model.terms(x, objective.num_samples, noise, dtype)
-        loss = objective(terms).value
+        terms = model.terms(x, objective.num_samples, noise, dtype, y=y, relaxed=True)
+        loss = objective(terms).total
     finally:
         for hook in hooks:
             hook.remove()

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vaelab.errors import InputError
 from vaelab.files import write_text
-from vaelab.model import VAE
+from vaelab.model import Model
 from vaelab.objectives import Objective
 from vaelab.runs import write_tensors
 
@@ -68,7 +68,7 @@ class State:
         threads, precision: in use.
     """
 
-    model: VAE
+    model: Model
     objective: Objective
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
@@ -80,7 +80,7 @@ class State:
     frames: list[Tensor] = field(default_factory=list[Tensor])
 
     @property
-    def evaluated(self) -> VAE:
+    def evaluated(self) -> Model:
         """The model that is validated and kept: the average, if there is one."""
         return self.model if self.average is None else self.average.module  # type: ignore[return-value]
 

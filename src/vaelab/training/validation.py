@@ -10,7 +10,7 @@ from vaelab import film
 from vaelab.config import TrainingConfig
 from vaelab.data import Split, prefetch
 from vaelab.errors import InputError
-from vaelab.model import VAE
+from vaelab.model import Model
 from vaelab.noise import generator
 from vaelab.objectives import Objective
 from vaelab.training.job import EXAMPLES_AT_ONCE, Job
@@ -64,7 +64,7 @@ def _count_patience(counters: Counters, config: TrainingConfig) -> None:
 
 
 @torch.no_grad()
-def measure(model: VAE, objective: Objective, split: Split, seed: int, processes: Processes) -> dict[str, float]:
+def measure(model: Model, objective: Objective, split: Split, seed: int, processes: Processes) -> dict[str, float]:
     """The objective's metrics over a whole split in float32, with the same noise at every call.
 
     Each process takes its share of the examples. Sums and counts are added up over all, so it is the mean over the
@@ -75,14 +75,14 @@ def measure(model: VAE, objective: Objective, split: Split, seed: int, processes
     sums: dict[str, float] = {}
     noise = generator(seed, "validation", *([rank] if rank else []), device=split.device)
     at_once = max(1, EXAMPLES_AT_ONCE // objective.num_samples)
-    mine = torch.arange(rank, len(split), count)
+    rows = torch.arange(rank, len(split), count).split(at_once)
     used = 0
-    for raw in prefetch(split, mine.split(at_once)):
-        x = split.usable(split.convert(raw, noise))
+    for at, raw in zip(rows, prefetch(split, rows), strict=True):
+        x, y = split.examples(raw, at, noise)
         if not len(x):
             continue
         used += len(x)
-        for name, value in objective(model.terms(x, objective.num_samples, noise)).metrics.items():
+        for name, value in objective(model.terms(x, objective.num_samples, noise, y=y)).metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(x)
     # A process may have had no example, and not know the names.
     names = json.loads(processes.first_word(json.dumps(list(sums)) if sums else "") or "[]")

@@ -1,0 +1,366 @@
+"""The hierarchical VAE: several stochastic layers, inferred from the top down.
+
+    bottom-up   x ── encoder ──> d_1 ──> d_2 ── … ──> d_N        what the data say of each layer
+    top-down    z_N ~ p(z_N),  h_i = f(z_N, …, z_{i+1}),  z_i ~ p(z_i | h_i),  p(x | z) from h_0
+
+Layers are numbered from x upward, as in Sønderby et al. 2016 (arXiv:1602.02282), the ladder VAE. In z, and in all
+tables, the top layer N comes first. The posterior of a layer joins what the data say, N(μ̂, σ̂²) from d_i, with what the
+layers above say, p(z_i | h_i), by the product of the two Gaussians (their eq. 17-19).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vaelab.composition import Parts
+from vaelab.config import PositiveInt, part, register
+from vaelab.errors import InputError
+from vaelab.labels import Labels
+from vaelab.latents import LatentSpec
+from vaelab.likelihoods import Likelihood, LikelihoodDistribution
+from vaelab.model import Model, Terms, at_least_single, autocast, check
+from vaelab.networks import Widths
+from vaelab.posteriors import DiagonalGaussian, PosteriorDistribution
+from vaelab.priors import Prior
+
+Choose = Callable[[int, DiagonalGaussian | None], Tensor]
+"""(layer, counted from the top; its p(z_i | z above), None at the top) -> z of that layer [..., D_i]."""
+
+
+class Block(nn.Module):
+    """x -> two dense layers and a shortcut where the widths allow."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width_in, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.layers(x)
+        return x + inner if x.shape == inner.shape else inner
+
+
+class GaussianHead(nn.Module):
+    """Features -> N(loc, scale²); starts near N(0, 1)."""
+
+    def __init__(self, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 2 * latent_dim)
+
+    def forward(self, features: Tensor) -> DiagonalGaussian:
+        loc, log_variance = self.layer(features).chunk(2, dim=-1)
+        return DiagonalGaussian(loc, (0.5 * log_variance).exp())
+
+
+class TopDown(Prior):
+    """p(z_N) p(z_{N−1}|z_N) … p(z_1|z_2, …, z_N): the prior over all layers, z [..., Σ D_i], the top layer first.
+
+    Args:
+        top: p(z_N).
+        latent_dims: D_i of each layer, top first.
+        hidden: width of the deterministic path.
+    """
+
+    def __init__(self, top: Prior, latent_dims: tuple[int, ...], hidden: int) -> None:
+        super().__init__(sum(latent_dims))
+        self.top = top
+        self.latent_dims = latent_dims
+        widths = [latent_dims[0], *(hidden + dim for dim in latent_dims[1:])]
+        self.blocks = nn.ModuleList([Block(width, hidden) for width in widths])
+        self.heads = nn.ModuleList([GaussianHead(hidden, dim) for dim in latent_dims[1:]])
+
+    @property
+    def start_examples(self) -> int:
+        return self.top.start_examples
+
+    def start(self, x: Tensor) -> None:
+        self.top.start(x)
+
+    @property
+    def fit_draws(self) -> int:
+        return self.top.fit_draws
+
+    def fit(self, z: Tensor, generator: torch.Generator) -> None:
+        self.top.fit(z[:, : self.latent_dims[0]], generator)
+
+    def descend(self, choose: Choose) -> Tensor:
+        """Choose z layer by layer, from the top down; returns h_0, what the decoder sees, [..., hidden]."""
+        h: Tensor | None = None
+        for layer, block in enumerate(self.blocks):
+            z = choose(layer, None if h is None else self.heads[layer - 1](h))
+            inner = block(z if h is None else torch.cat((h, z), dim=-1))
+            h = inner if h is None else h + inner
+        assert h is not None
+        return h
+
+    def state(self, z: Tensor) -> Tensor:
+        """h_0 for z [..., Σ D_i]."""
+        parts = z.split(self.latent_dims, dim=-1)
+
+        def choose(layer: int, _: DiagonalGaussian | None) -> Tensor:
+            return parts[layer]
+
+        return self.descend(choose)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        parts = z.split(self.latent_dims, dim=-1)
+        total: list[Tensor] = []
+
+        def choose(layer: int, conditional: DiagonalGaussian | None) -> Tensor:
+            total.append(self.top.log_prob(parts[0]) if conditional is None else conditional.log_prob(parts[layer]))
+            return parts[layer]
+
+        self.descend(choose)
+        return torch.stack(total).sum(0)
+
+    def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        parts: list[Tensor] = []
+
+        def choose(layer: int, conditional: DiagonalGaussian | None) -> Tensor:
+            if conditional is None:
+                parts.append(self.top.sample(num_samples, generator))
+            else:
+                parts.append(conditional.rsample_with_log_prob(1, generator)[0][0])
+            return parts[-1]
+
+        self.descend(choose)
+        return torch.cat(parts, dim=-1)
+
+
+@dataclass
+class LadderPosterior(PosteriorDistribution):
+    """q(z|x) = q(z_N|x) q(z_{N−1}|z_N, x) … q(z_1|z_2, …, x).
+
+    Attributes:
+        prior: the way down.
+        evidence: N(μ̂_i, σ̂_i²), what the data say of each layer, top first.
+    """
+
+    prior: TopDown
+    evidence: list[DiagonalGaussian]
+
+    @property
+    def mean(self) -> Tensor:
+        """Each layer's mean given the means of the layers above: E[z|x] itself has no closed form. [B, Σ D_i]."""
+        return torch.cat([q.loc for q in self._along_means()], dim=-1)
+
+    @property
+    def stddev(self) -> Tensor:
+        """Of each layer, given the means of the layers above, [B, Σ D_i]."""
+        return torch.cat([q.scale for q in self._along_means()], dim=-1)
+
+    def rsample_with_log_prob(
+        self, num_samples: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        drawn = self.draw(num_samples, generator)
+        return drawn.z, drawn.log_qz_x
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        parts = z.split(self.prior.latent_dims, dim=-1)
+        total: list[Tensor] = []
+
+        def choose(layer: int, conditional: DiagonalGaussian | None) -> Tensor:
+            total.append(self.layer(layer, conditional).log_prob(parts[layer]))
+            return parts[layer]
+
+        self.prior.descend(choose)
+        return torch.stack(total).sum(0)
+
+    def layer(self, layer: int, conditional: DiagonalGaussian | None) -> DiagonalGaussian:
+        """q(z_i | z above, x): the product of what the data say and what the layers above say."""
+        evidence = self.evidence[layer]
+        if conditional is None:
+            return evidence
+        precision = evidence.scale**-2 + conditional.scale**-2
+        loc = (evidence.loc * evidence.scale**-2 + conditional.loc * conditional.scale**-2) / precision
+        return DiagonalGaussian(loc, precision.rsqrt())
+
+    def draw(self, num_samples: int, generator: torch.Generator | None) -> "Drawn":
+        """`num_samples` (K) draws, and everything that is known on the way down."""
+        z: list[Tensor] = []
+        log_q: list[Tensor] = []
+        log_p: list[Tensor] = []
+        kl: list[Tensor] = []
+
+        def choose(layer: int, conditional: DiagonalGaussian | None) -> Tensor:
+            q = self.layer(layer, conditional)
+            if conditional is None:
+                own, log_own = q.rsample_with_log_prob(num_samples, generator)
+                log_p.append(self.prior.top.log_prob(own))
+                closed = self.prior.top.kl(q)
+                kl.append((log_own - log_p[-1]).mean(0) if closed is None else closed.sum(-1))
+            else:
+                own, log_own = (draw[0] for draw in q.rsample_with_log_prob(1, generator))
+                log_p.append(conditional.log_prob(own))
+                kl.append(_gaussian_kl(q, conditional).sum(-1).mean(0))
+            z.append(own)
+            log_q.append(log_own)
+            return own
+
+        h = self.prior.descend(choose)
+        return Drawn(
+            torch.cat(z, dim=-1), torch.stack(log_q).sum(0), torch.stack(log_p).sum(0), torch.stack(kl, dim=-1), h
+        )
+
+    def _along_means(self) -> list[DiagonalGaussian]:
+        found: list[DiagonalGaussian] = []
+
+        def choose(layer: int, conditional: DiagonalGaussian | None) -> Tensor:
+            found.append(self.layer(layer, conditional))
+            return found[-1].loc
+
+        self.prior.descend(choose)
+        return found
+
+
+@dataclass
+class Drawn:
+    """K draws on the way down: z [K, B, Σ D_i], log q and log p [K, B], the KL of each layer [B, N], h_0 [K, B, H]."""
+
+    z: Tensor
+    log_qz_x: Tensor
+    log_pz: Tensor
+    kl: Tensor
+    h: Tensor
+
+
+def _gaussian_kl(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
+    """KL(q ‖ p) of diagonal Gaussians, [..., D]: log(σ_p/σ_q) + (σ_q² + (μ_q − μ_p)²) / (2 σ_p²) − ½."""
+    ratio = (q.scale / p.scale).square()
+    return 0.5 * (ratio + ((q.loc - p.loc) / p.scale).square() - 1 - ratio.log())
+
+
+class Hierarchical(Model):
+    """Encoder, ladder of stochastic layers, decoder, likelihood.
+
+    Args:
+        encoder: [B, *event] -> features [B, F].
+        num_features: F.
+        decoder: h_0 [N, hidden] (and labels) -> [N, *likelihood.output_shape].
+        prior: the way down.
+        likelihood: decoder outputs -> p(x|z).
+        hidden: width of the deterministic paths.
+        labels: how labels enter.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_features: int,
+        decoder: nn.Module,
+        prior: TopDown,
+        likelihood: Likelihood,
+        hidden: int,
+        labels: Labels | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.prior = prior
+        self.likelihood = likelihood
+        self.labels = labels
+        layers = len(prior.latent_dims)
+        self.climbs = nn.ModuleList([Block(hidden if up else num_features, hidden) for up in range(layers)])
+        self.heads = nn.ModuleList([GaussianHead(hidden, dim) for dim in prior.latent_dims])  # top first
+        self.provides = frozenset({"density", "reparameterized", "stochastic"})
+        self.latents = LatentSpec(real=prior.latent_dim)
+        self.groups = {f"layer_{layers - place}": slice(place, place + 1) for place in range(layers)}
+
+    @property
+    def way_down(self) -> TopDown:
+        """The prior, by what it is."""
+        assert isinstance(self.prior, TopDown)
+        return self.prior
+
+    def terms(
+        self,
+        x: Tensor,
+        num_samples: int = 1,
+        generator: torch.Generator | None = None,
+        network_dtype: torch.dtype | None = None,
+        *,
+        y: Tensor | None = None,
+        relaxed: bool = False,
+    ) -> Terms:
+        posterior = self.encode(x, network_dtype, y=y)
+        drawn = posterior.draw(num_samples, generator)
+        likelihood = self._likelihood(drawn.h, network_dtype, y)
+        return Terms(
+            x=x,
+            z=drawn.z,
+            log_px_z=likelihood.log_prob(x),
+            log_pz=drawn.log_pz,
+            log_qz_x=drawn.log_qz_x,
+            kl=drawn.kl,
+            posterior=posterior,
+            prior=self.prior,
+            likelihood=likelihood,
+            groups=self.groups,
+            noise=generator,
+            kl_is_exact=False,
+        )
+
+    def encode(
+        self, x: Tensor, network_dtype: torch.dtype | None = None, *, y: Tensor | None = None
+    ) -> LadderPosterior:
+        self.check_x(x)
+        if self.labels is not None:
+            x = self.labels.join_input(x, y)
+        with autocast(x, network_dtype):
+            features = self.encoder(x)
+        d = at_least_single(features)
+        evidence: list[DiagonalGaussian] = []
+        for climb, head in zip(self.climbs, reversed(self.heads), strict=True):
+            d = climb(d)
+            evidence.insert(0, head(d))
+        return LadderPosterior(self.way_down, evidence)
+
+    def decode(
+        self, z: Tensor, network_dtype: torch.dtype | None = None, *, y: Tensor | None = None
+    ) -> LikelihoodDistribution:
+        check(z, "z", (self.latent_dim,))
+        return self._likelihood(self.way_down.state(z), network_dtype, y)
+
+    def _likelihood(self, h: Tensor, network_dtype: torch.dtype | None, y: Tensor | None) -> LikelihoodDistribution:
+        batch = h.shape[:-1]
+        if self.labels is not None:
+            h = self.labels.join_latents(h, y)
+        with autocast(h, network_dtype):
+            outputs = self.decoder(h.flatten(0, -2))
+        return self.likelihood(at_least_single(outputs).unflatten(0, batch))
+
+
+@register("model", "hierarchical")
+def hierarchical(
+    parts: Parts,
+    *,
+    latent_dims: Annotated[Widths, Field(min_length=1)] = (10, 20),
+    hidden: PositiveInt = 256,
+    conditional: bool = False,
+) -> Hierarchical:
+    """Stochastic layers with so many latents each, the top layer first; `prior.*` is that of the top layer.
+
+    Raises:
+        InputError: the posterior is not the diagonal Gaussian.
+    """
+    if (name := parts.config.name("posterior")) != "gaussian":
+        other = "quantized" if part("posterior", name).build.by_place else "vae"
+        raise InputError(
+            f"posterior.name={name}: model.name=hierarchical multiplies two Gaussians in every layer, what the data "
+            f"say and what the layers above say; use posterior.name=gaussian, or model.name={other}"
+        )
+    likelihood, labels = parts.likelihood(), parts.labels(conditional)
+    encoder = parts.family.encoder(labels.input_shape if labels else parts.spec.shape)
+    top = parts.prior(LatentSpec(real=latent_dims[0]), encoder)
+    return Hierarchical(
+        encoder=encoder,
+        num_features=encoder.num_features,
+        decoder=parts.family.decoder(hidden + (labels.classes if labels else 0), likelihood.output_shape),
+        prior=TopDown(top, tuple(latent_dims), hidden),
+        likelihood=likelihood,
+        hidden=hidden,
+        labels=labels,
+    )
