@@ -144,12 +144,12 @@ def _check_same(found: Run, trial: Trial, data: str) -> None:
         group, name = key.split(".")
         if (was := tables[group].get(name)) != value:
             raise InputError(f"{found}: was made with {key}={was}, not {value}; choose another --out")
-    if Path(source := tables["data"]["source"]).name != Path(data).name:
+    if (source := tables["data"]["source"]) not in (data, str(Path(data).resolve())):
         raise InputError(f"{found}: was made with --data {source}, not {data}; choose another --out")
 
 
 def evaluate(path: Path, how: Protocol, seed: int) -> None:
-    """log p(x) of each test example as .npy, and means as .json, beside a finished run; unless they are there already.
+    """Log p(x) of each test example as .npy, and means as .json, beside a finished run; unless they are there already.
 
     The draws of z differ from seed to seed, so that their noise, too, is in the differences between seeds.
     """
@@ -351,9 +351,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     n = found[0]["n"]
     which = f"the first {n:,}" if result["limit"] else f"all {n:,}"
-    easier = (
-        " The first 2,000 of MNIST are easier than the rest." if found[0]["data"] == "mnist" and result["limit"] else ""
-    )
+    is_mnist = found[0]["data"] == "mnist"
+    easier = " The first half of MNIST's test set is easier than the rest." if is_mnist and result["limit"] else ""
     notes = [
         f"{found[0]['data']}, {which} test examples; log_px with K = {result['importance_samples']}; nats an example, "
         f"minutes of training a run.{easier}",

@@ -1,5 +1,6 @@
 """The benchmarks count, divide and compare as they say; nothing here asserts how long anything takes."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,6 +29,7 @@ import common  # noqa: E402
 import contestants  # noqa: E402
 import matmul  # noqa: E402
 import quality  # noqa: E402
+import recipes  # noqa: E402
 import scaling  # noqa: E402
 import throughput  # noqa: E402
 import time_to_quality  # noqa: E402
@@ -172,6 +175,49 @@ def test_precision_is_compared_seed_by_seed() -> None:
     assert time_to_quality.paired([-1.0], [-2.0])["elbo_difference_stderr"] is None
 
 
+def test_paired_error_by_hand() -> None:
+    # Seed means 3 and 5, example means 2, 3 and 7, nothing left: 2 / 2 + 7 / 3.
+    mean, error = recipes.paired(np.array([[1.0, 2, 6], [3, 4, 8]]))
+    assert mean == 4.0
+    assert error == pytest.approx((1 + 7 / 3) ** 0.5)
+    # With one seed over the examples alone: variance 7, three of them.
+    assert recipes.paired(np.array([[1.0, 2, 6]])) == (3.0, pytest.approx((7 / 3) ** 0.5))
+
+
+def test_paired_error_is_the_spread_of_the_mean() -> None:
+    # 4,000 draws of d = 1 + a_s + b_i + e_si. The mean's variance is 0.5²/3 + 2²/40 + 1.5²/120 = 0.2021.
+    rng = np.random.default_rng(0)
+    a, b = 0.5 * rng.standard_normal((4000, 3, 1)), 2 * rng.standard_normal((4000, 1, 40))
+    found = [recipes.paired(d) for d in 1 + a + b + 1.5 * rng.standard_normal((4000, 3, 40))]
+    means, errors = (np.array(column, dtype=float) for column in zip(*found, strict=True))
+    assert means.var() == pytest.approx(0.2021, rel=0.08)
+    assert (errors**2).mean() == pytest.approx(0.2021, rel=0.04)
+
+
+def test_a_learning_rate_is_chosen_by_validation_and_not_by_one_seed() -> None:
+    found = [(1e-3, 0, -93.0), (1e-3, 1, -91.0), (2e-3, 0, -92.5), (2e-3, 1, -92.5), (5e-4, 0, -90.0)]
+    records = [{"learning_rate": r, "seed": seed, "validation": {"log_px": value}} for r, seed, value in found]
+    assert recipes.choose(records) == (1e-3, {1e-3: -92.0, 2e-3: -92.5})
+
+
+def test_only_some_entries_get_the_longer_budgets() -> None:
+    assert recipes.budgets([20, 100], None) == [
+        *((name, 20) for name in recipes.ENTRIES),
+        *((name, 100) for name in recipes.LONGER),
+    ]
+    assert recipes.budgets([1, 2], ["iwae", "vae"]) == [("vae", 1), ("iwae", 1), ("vae", 2), ("iwae", 2)]
+
+
+@pytest.mark.parametrize("name", list(recipes.ENTRIES))
+def test_all_entries_have_the_same_networks(name: str) -> None:
+    config = resolve("vae", {}, {**recipes.COMMON, **recipes.ENTRIES[name]})
+    model = compose(config, MNIST)
+    compose_objective(config, model, 55_000)
+    encoder, decoder = ([w.shape for w in part.parameters() if w.ndim == 2] for part in (model.encoder, model.decoder))
+    assert encoder == [(400, 784), (400, 400)]
+    assert decoder[1:] == [(400, 400), (784, 400)] and len(decoder) == 3
+
+
 def test_other_load_is_what_the_machine_did_beyond_us(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, busy, own = (iter(values) for values in ([0.0, 10.0], [100.0, 117.0], [5.0, 20.0]))
     monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
@@ -286,9 +332,57 @@ def test_quick_scaling() -> None:
     assert result["speedup_vs_threads"] == pytest.approx(two / threads)
 
 
+def compare(out: Path, **more: Any) -> dict[str, Any]:
+    """What `recipes.py --quick` finds, without its start."""
+    options: dict[str, Any] = {"entries": "vae,vamp", "seeds": "0,1", "learning_rates": "1e-3,3e-3", "tune": "vae"}
+    options |= {"epochs": "1", "importance_samples": 5, "limit": None, "data": "digits", "table": False, "quick": True}
+    return recipes.measure(argparse.Namespace(**{**options, **more}, out=out), out)
+
+
+def test_quick_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = compare(tmp_path)
+    baseline, vamp = result["rows"]
+    assert (baseline["entry"], baseline["seeds"], baseline["difference"]) == ("vae", [0, 1], None)
+    validation = {
+        rate: sum(Run.open(tmp_path / f"vae-1-{rate}-{seed}").summary()["numbers"]["log_px"] for seed in (0, 1)) / 2
+        for rate in ("0.001", "0.003")
+    }
+    best = max(validation, key=lambda rate: validation[rate])
+    assert baseline["learning_rate"] == float(best)
+    assert baseline["validation_log_px"] == pytest.approx(validation)
+    means: dict[str, list[float]] = {}
+    for name, row in ((f"vae-1-{best}", baseline), ("vamp-1-0.001", vamp)):
+        expected = [vaelab.evaluate(tmp_path / f"{name}-{s}", 5, limit=100, seed=s) for s in (0, 1)]
+        for key in ("log_px", "elbo", "rate"):
+            means[key] = [getattr(one, key) for one in expected]
+            assert row[key] == pytest.approx(sum(means[key]) / 2, rel=1e-6)
+        means[row["entry"]] = means["log_px"]
+        values = np.load(tmp_path / f"{name}-0" / "test-K5-100.npy", allow_pickle=False)
+        assert values.shape == (100,) and values.mean() == pytest.approx(means["log_px"][0], rel=1e-6)
+    differences = [a - b for a, b in zip(means["vamp"], means["vae"], strict=True)]
+    assert list(vamp["difference_by_seed"].values()) == pytest.approx(differences, abs=1e-5)
+    assert vamp["difference"] == pytest.approx(sum(differences) / 2, abs=1e-5)
+    assert f"{vamp['difference']:+.3f} ± {vamp['difference_stderr']:.3f}" in recipes.table(result)
+
+    # Nothing is repeated. A run that was cut off before its end goes on, and gives the same.
+    capsys.readouterr()
+    assert compare(tmp_path) == result and capsys.readouterr().err == ""
+    cut = tmp_path / "vamp-1-0.001-1"
+    for file in (recipes.TRAINED, "test-K5-100.json", "test-K5-100.npy"):
+        (cut / file).unlink()
+    (short,) = compare(tmp_path, table=True)["rows"][1:]
+    assert short["seeds"] == [0] and "*" in recipes.table({**result, "rows": [baseline, short]})
+    assert compare(tmp_path)["rows"] == result["rows"]
+    assert "vamp-1-0.001-1: goes on" in capsys.readouterr().err
+    with pytest.raises(InputError, match="was made with --data digits, not mnist"):
+        recipes.train(recipes.Trial("vamp", 1, 1e-3, 0), "mnist", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
+        (["recipes.py", "--seeds", "a", "--out", "runs"], "--seeds a: must be whole numbers"),
+        (["recipes.py", "--entries", "nvae", "--out", "runs"], "--entries nvae: there are vae, iwae"),
         (["throughput.py", "--parts", "ratio"], "--parts ratio: there are ratios, peak, neighbor, growth"),
         (["time_to_quality.py", "--levels=low"], "--levels=low: must be numbers"),
         (["scaling.py", "--batch-size", "0"], "must be at least 1"),

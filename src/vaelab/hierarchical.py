@@ -347,7 +347,7 @@ def hierarchical(
         InputError: the posterior is not the diagonal Gaussian.
     """
     if (name := parts.config.name("posterior")) != "gaussian":
-        other = "quantized" if part("posterior", name).build.by_place else "vae"
+        other = "quantized" if getattr(part("posterior", name).build, "by_place", False) else "vae"
         raise InputError(
             f"posterior.name={name}: model.name=hierarchical multiplies two Gaussians in every layer, what the data "
             f"say and what the layers above say; use posterior.name=gaussian, or model.name={other}"

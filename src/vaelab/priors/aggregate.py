@@ -2,7 +2,7 @@
 
 While it trains, the model is pulled towards N(0, I). It never gets there, so draws from N(0, I) fall where the decoder
 has seen nothing. A second density model, of z alone, knows where the codes are: the second stage of Dai & Wipf 2019
-(arXiv:1903.05789, section 4) and the ex-post density estimation of Ghosh et al. 2020 (arXiv:1903.12436, section 3).
+(arXiv:1903.05789) and the ex-post density estimation of Ghosh et al. 2020 (arXiv:1903.12436).
 """
 
 import math

@@ -23,8 +23,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @register("prior", "flow")
 class FlowPrior(Prior):
-    """log p(z) = log N(f(z); 0, I) + log|det ∂f/∂z|: a masked autoregressive flow (arXiv:1705.07057, eq. 2–4).
+    """log p(z) = log N(f(z); 0, I) + log|det ∂f/∂z|: a masked autoregressive flow.
 
+    Papamakarios et al. 2017, arXiv:1705.07057, whose f is the "affine" one.
     f is `steps` maps. Each sends z_j through a function whose numbers a masked network with layers of `hidden` units
     computes from z_<j, and every other one takes the latents in reverse. `family` says which function: "spline", a
     rational-quadratic one with 8 pieces on [−5, 5] that leaves what lies outside unchanged (Durkan et al. 2019,
