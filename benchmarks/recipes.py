@@ -4,8 +4,8 @@
     python benchmarks/recipes.py --out FOLDER --table
     python benchmarks/recipes.py --quick
 
-Trains on MNIST with a new binarization of each picture at every read. Every entry has the encoder 784-400-400 and the
-decoder 400-400-784 (GELU), batch 128, Adam with cosine decay, and 50 latents in the layer next to x. What an entry
+Trains on MNIST with a new binarization of each picture at every read. Every entry has the encoder 784-200-200 and the
+decoder 200-200-784 (GELU), batch 128, Adam with cosine decay, and 50 latents in the layer next to x. What an entry
 adds beside them (a flow, pseudo-inputs, further layers) has weights of its own, which the table counts.
 
 The baseline is the entry `vae`. It is trained at each of --learning-rates, the others at 1e-3, unless --tune names
@@ -48,7 +48,7 @@ LEARNING_RATE = 1e-3
 COMMON: dict[str, Any] = {
     "data.binarize": "dynamic",
     "network.name": "mlp",
-    "network.hidden": [400, 400],
+    "network.hidden": [200, 200],
     "network.activation": "gelu",
     "training.batch_size": 128,
     "training.schedule": "cosine",

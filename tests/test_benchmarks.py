@@ -214,8 +214,8 @@ def test_all_entries_have_the_same_networks(name: str) -> None:
     model = compose(config, MNIST)
     compose_objective(config, model, 55_000)
     encoder, decoder = ([w.shape for w in part.parameters() if w.ndim == 2] for part in (model.encoder, model.decoder))
-    assert encoder == [(400, 784), (400, 400)]
-    assert decoder[1:] == [(400, 400), (784, 400)] and len(decoder) == 3
+    assert encoder == [(200, 784), (200, 200)]
+    assert decoder[1:] == [(200, 200), (784, 200)] and len(decoder) == 3
 
 
 def test_other_load_is_what_the_machine_did_beyond_us(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The README and its companions: every command and snippet runs, every link leads somewhere, every table is current."""
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import re
@@ -25,6 +26,7 @@ from safetensors import safe_open
 import vaelab
 from vaelab import cli, recipes
 from vaelab import config as configuration
+from vaelab.composition import compose, compose_objective, settle
 from vaelab.config import parse_override, resolve
 from vaelab.course import site
 from vaelab.data import mnist
@@ -223,6 +225,42 @@ def test_the_page_of_combinations_shows_a_refusal_as_it_is() -> None:
     refuse(block.text)
 
 
+def test_the_page_of_combinations_says_yes_where_parts_give_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    page = importlib.import_module("extension.combinations").combinations()
+
+    def cells(heading: str, corner: str) -> dict[tuple[str, str], str]:
+        section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+        lines = section[section.index(f"| {corner} |") :].splitlines()
+        rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines[: lines.index("")]]
+        reasons = re.findall(r"^\d+\. .+\.$", section[section.index(f"| {corner} |") :].partition("\n\n|")[0], re.M)
+        numbers = {int(cell[4:-1]) for row in rows[2:] for cell in row[1:] if cell != "yes"}
+        assert numbers == set(range(1, len(reasons) + 1))
+        return {(row[0], column): cell for row in rows[2:] for column, cell in zip(rows[0][1:], row[1:], strict=True)}
+
+    def known(group: str) -> dict[str, Any]:
+        return {name: configuration.part(group, name).build for name in configuration.names(group) if name != "auto"}
+
+    latents = cells("Posterior and prior", "Posterior")
+    assert latents.keys() == {(q, p) for q in known("posterior") for p in known("prior")}
+    for (q, p), cell in latents.items():
+        assert (cell == "yes") == (known("posterior")[q].holds == known("prior")[p].holds), (q, p)
+    trained = cells("Objective and posterior", "Objective")
+    assert trained.keys() >= {(o, q) for o in known("objective") for q in known("posterior")}
+    for o, one in known("objective").items():
+        for q, posterior in known("posterior").items():
+            enough = one.needs <= posterior.provides
+            assert enough or trained[o, q] != "yes", (o, q)
+            assert not enough or trained[o, q] == "yes" or o == "free-bits", (o, q)  # that one asks for more
+    data = cells("Likelihood and data", "Likelihood")
+    for likelihood, one in known("likelihood").items():
+        for kind in ("binary", "levels"):
+            assert (data[likelihood, kind] == "yes") == (kind in one.kinds), (likelihood, kind)
+        assert (data[likelihood, "real, from 0 to 1"] == "yes") == ("real" in one.kinds)
+        beyond = "real" in one.kinds and likelihood != "continuous-bernoulli"
+        assert (data[likelihood, "real, beyond"] == "yes") == beyond
+
+
 def test_a_package_offers_parts_as_the_guide_says(monkeypatch: pytest.MonkeyPatch) -> None:
     file = ROOT / "docs" / "guides" / "new-part.md"
     (part,) = [block.text for block in blocks("python") if block.file == file and block.text.startswith("# my_prior")]
@@ -408,13 +446,40 @@ def test_the_page_on_run_folders_names_all_that_is_there(digits_run: Run) -> Non
     files = re.findall(r"^\| (`[^|]*) \|", text.partition("## metrics.jsonl")[0], re.MULTILINE)
     assert set(re.findall(r"`([\w./]+?)/?`", " ".join(files))) == {path.name for path in digits_run.path.iterdir()}
     keys = re.findall(r"^\| (`[^|]*) \|", text.partition("| Key of `[about]` |")[2].partition("\n## ")[0], re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", " ".join(keys))) == set(digits_run.about)
+    assert set(re.findall(r"`(\w+)`", " ".join(keys))) == {*digits_run.about, "plugins"}
     with safe_open(digits_run.path / "model.safetensors", "pt") as weights:
         names = set(weights.keys())
     assert {"decoder.bias", "posterior.head.weight", "encoder.layers.1.weight", "decoder.layers.0.weight"} <= names
     for line in digits_run.metrics():
         for key in [*line, *line["train"]]:
             assert f"`{key}`" in text
+
+
+METERS = [
+    *[("vae", "gaussian", name) for name in configuration.names("objective")],
+    ("joint", "gaussian", "annealed"),
+    ("hierarchical", "gaussian", "elbo"),
+    ("quantized", "vq", "elbo"),
+]
+
+
+@pytest.mark.parametrize(("model", "posterior", "objective"), METERS)
+def test_the_page_on_run_folders_names_all_that_is_measured(model: str, posterior: str, objective: str) -> None:
+    text = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
+    keys = {"model.name": model, "posterior.name": posterior, "objective.name": objective, "network.hidden": (4,)}
+    keys |= {"posterior.update": "loss"} if posterior == "vq" else {}
+    spec = vaelab.DataSpec((1, 4, 4), "binary", 2)
+    config = settle(resolve("keys", {}, keys), spec)
+    built = compose(config, spec)
+    minimized = compose_objective(config, built, examples=8)
+    noise = torch.Generator().manual_seed(0)
+    measured = set(minimized(built.terms(torch.ones(8, 1, 4, 4), minimized.num_samples, noise, relaxed=True)).metrics)
+    everywhere = {"loss", "elbo", "rate", "distortion"}
+    assert everywhere <= measured
+    rows = re.findall(r"^\| (.*) \| (.*) \| .* \|$", text.partition("## metrics.jsonl")[2], re.MULTILINE)
+    chosen = {f"`{choice}`" for choice in (f"model.name={model}", f"posterior.name={posterior}", objective)}
+    told = " ".join(names for names, where in rows if chosen & set(where.split(", ")))
+    assert measured - everywhere <= set(re.findall(r"`(\w+)`", told))
 
 
 # -- pictures of the README ----------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def _table(
             told = _told(why, [*row, *(column if isinstance(column, tuple) else ())])
             if told not in reasons:
                 reasons.append(told)
-            cells.append(f"no ({reasons.index(told) + 1})")
+            cells.append(f"no\u00a0({reasons.index(told) + 1})")
         lines.append(f"| {_head(row)} | {' | '.join(cells)} |")
     notes = "\n".join(f"{number}. {told}" for number, told in enumerate(reasons, start=1))
     return "\n".join(lines) + (f"\n\nWhy not:\n\n{notes}" if notes else "")

@@ -1,5 +1,6 @@
 """Docstrings of the library, which are plain text with `code` between single backquotes, as reStructuredText."""
 
+import inspect
 import re
 from typing import Any
 
@@ -16,6 +17,8 @@ def escape(line: str) -> str:
 
 def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Escape all but blocks of literal text, which are indented below an empty line."""
+    if what == "data" and lines and "\n".join(lines).strip() == inspect.cleandoc(type(obj).__doc__ or ""):
+        lines.clear()  # what a dict is, nobody asks here
     sections = re.compile(r"^(Args|Returns|Raises|Attributes|Yields):$")
     made: list[str] = []
     literal = in_section = False

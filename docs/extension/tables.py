@@ -20,8 +20,8 @@ from vaelab import cli, config, recipes
 
 MODULES = (
     "data", "networks", "latents", "likelihoods", "posteriors", "priors", "objectives", "model", "hierarchical",
-    "quantized", "labels", "composition", "training", "evaluation", "generation", "runs", "recipes", "config", "plugins",
-    "errors", "noise", "course",
+    "quantized", "labels", "composition", "training", "evaluation", "generation", "runs", "recipes", "config",
+    "plugins", "errors", "noise", "course",
 )  # fmt: skip
 """The public modules, in the order in which data go through them."""
 

@@ -5,7 +5,8 @@ A combination that makes no sense is refused here, before anything is trained, w
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from inspect import isclass
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import Field
 from torch import nn
@@ -241,7 +242,9 @@ def _other_objectives(model: Model, examples: int) -> list[str]:
 
 
 def _class(group: str, name: str) -> Any:
-    return parts.part(group, name).build
+    """The class that a part is of; of a function that makes one, the class that it says it returns."""
+    made = parts.part(group, name).build
+    return made if isclass(made) else get_type_hints(made).get("return", made)
 
 
 def _choices(group: str, names: Iterable[str]) -> str:

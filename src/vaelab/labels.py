@@ -55,6 +55,7 @@ class Labels(nn.Module):
     def _checked(self, y: Tensor | None, number: int) -> Tensor:
         if y is None:
             raise InputError(f"the model is conditional: give y, {number} labels from 0 to {self.classes - 1}")
-        if y.shape != (number,) or y.is_floating_point() or not ((y >= 0) & (y < self.classes)).all():
+        is_integer = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+        if y.shape != (number,) or not is_integer or not ((y >= 0) & (y < self.classes)).all():
             raise InputError(f"y must be {number} integers from 0 to {self.classes - 1}, one an example")
-        return y
+        return y.long()

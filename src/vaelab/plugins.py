@@ -26,7 +26,7 @@ def load_plugin(name: str) -> None:
     """Execute a plugin: a file (`my_prior.py`), or the name of an entry point of the group `vaelab.plugins`.
 
     Raises:
-        InputError: there is none of that name, or it fails.
+        InputError: there is none of that name, or it fails, or it has a part whose name another plugin has taken.
     """
     path = Path(name)
     for group in PARTS:  # vaelab's own parts first: their names are taken
@@ -36,15 +36,19 @@ def load_plugin(name: str) -> None:
         raise InputError(f"plugin {name}: neither a .py file nor an installed plugin ({', '.join(known) or 'none'})")
     if path.suffix == ".py" and not path.is_file():
         raise InputError(f"plugin {name}: no such file")
+    before = _makers()
     with origin(name):
         try:
             module = _execute(path) if path.suffix == ".py" else known[name].load()
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"plugin {name}: {type(error).__name__}: {error}") from error
     file = getattr(module, "__file__", None) or getattr(sys.modules.get(module.__module__), "__file__", None)
     _hashes[name] = hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()
+    for key, maker in _makers().items():
+        if (other := before.get(key)) not in (None, maker):
+            raise InputError(f"plugin {name}: {key}: plugin {other} has a part of that name; rename one of them")
 
 
 def used(config: Config) -> dict[str, str]:
@@ -54,8 +58,14 @@ def used(config: Config) -> dict[str, str]:
 
 
 def changed(recorded: Mapping[str, Any]) -> list[str]:
-    """Plugins that are loaded now, but in another version than is recorded."""
-    return [name for name, digest in recorded.items() if _hashes.get(name, digest) != digest]
+    """Plugins that are recorded in another version than any that is loaded now, wherever its file lies."""
+    return [name for name, digest in recorded.items() if _hashes and digest not in _hashes.values()]
+
+
+def _makers() -> dict[str, str]:
+    """Which plugin each part of a plugin came from: `{"prior.name=mine": "my_prior.py"}`."""
+    found = {f"{group}.name={name}": part(group, name).plugin for group in PARTS for name in names(group)}
+    return {key: plugin for key, plugin in found.items() if plugin is not None}
 
 
 def _execute(path: Path) -> ModuleType:

@@ -24,10 +24,10 @@ class BetaTCVAE(Objective):
 
     The mean rate over N = `examples` training examples is the sum of three parts (eq. 2; Hoffman & Johnson 2016):
 
-    I   E[log q(z|x) − log q(z)], the mutual information of x and z, at most log N;
-    TC  E[log q(z) − Σ_g log q(z_g)], the total correlation of the G latents;
-    D   E[Σ_g log q(z_g) − log p(z)], the dimension-wise KL. Where the prior is not a product over latents this is
-        KL(Π_g q(z_g) ‖ p(z)) with the mean taken over q(z) in place of Π_g q(z_g).
+    - I = E[log q(z|x) − log q(z)], the mutual information of x and z, at most log N;
+    - TC = E[log q(z) − Σ_g log q(z_g)], the total correlation of the G latents;
+    - D = E[Σ_g log q(z_g) − log p(z)], the dimension-wise KL. Where the prior is not a product over latents this is
+      KL(Π_g q(z_g) ‖ p(z)) with the mean taken over q(z) in place of Π_g q(z_g).
 
     All means are over the draws z of the batch. q(z) and q(z_g), means over all N examples, are estimated from the B
     posteriors of the batch, q̂(z_i) = Σ_j w_ij q(z_i|x_j):
