@@ -310,15 +310,15 @@ def test_mnist_commands_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_part_is_added_as_contributing_says(monkeypatch: pytest.MonkeyPatch) -> None:
     (snippet,) = [block.text for block in blocks("python") if block.file.name == "CONTRIBUTING.md"]
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"`(vaelab train objective.name=free-bits [^`]*)`", text)
+    (command,) = re.findall(r"`(vaelab train objective.name=hardest [^`]*)`", text)
     known = {group: (configuration.names(group), dict(parts))[1] for group, parts in configuration._registry.items()}
     monkeypatch.setattr(configuration, "_registry", known)  # the part is gone again after this test
     exec(snippet, {"__name__": "part"})
     run_command(command, monkeypatch)
     run = Run.open("runs/vae-digits-1")
-    assert run.config.objective.model_dump() == {"name": "free-bits", "free_nats": 0.2}
+    assert run.config.objective.model_dump() == {"name": "hardest", "share": 0.25}
     train = run.metrics()[0]["train"]
-    assert train["loss"] - train["distortion"] >= max(0.2 * run.config.model.latent_dim, train["rate"]) - 1e-3
+    assert train["loss"] > 1.02 * -train["elbo"]  # the hardest quarter costs more than the mean does
 
 
 # -- what the documents say ----------------------------------------------------------------------------------------

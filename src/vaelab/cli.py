@@ -95,9 +95,9 @@ def train(
     print(f"{facts['epochs']} epochs, {facts['seconds']:.1f} s", end="")
     print(f", {facts['images_per_second']:,} images/s; the weights of epoch {facts['best_epoch']} are kept")
     print(Evaluation(**facts["numbers"]))
-    print(
-        f"\nreport:   {run}/report.html\nevaluate: vaelab evaluate {run}\nsample:   vaelab sample {run} -o samples.png"
-    )
+    more = run.plugin_options
+    print(f"\nreport:   {run}/report.html\nevaluate: vaelab evaluate {run}{more}")
+    print(f"sample:   vaelab sample {run} -o samples.png{more}")
 
 
 @app.command(epilog="Example: vaelab evaluate runs/vae-digits-1 --importance-samples 500")

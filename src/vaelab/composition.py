@@ -35,7 +35,7 @@ NEEDS: dict[Capability, str] = {
     "stochastic": "draws of z that differ",
     "log-prob": "log q(z|x) at any z",
     "marginals": "log q(z|x) of each latent by itself",
-    "moments": "mean and covariance of q(z|x) in closed form",
+    "moments": "mean and covariance of real-valued latents in closed form",
 }
 """What an objective needs, in the words of a refusal."""
 

@@ -178,10 +178,14 @@ _origins: list[str] = []
 
 @contextmanager
 def origin(plugin: str) -> Generator[None]:
-    """What is registered inside comes from this plugin."""
+    """What is registered inside comes from this plugin; if it fails, nothing of it stays."""
+    before = {group: dict(parts) for group, parts in _registry.items()}
     _origins.append(plugin)
     try:
         yield
+    except BaseException:
+        _registry.update(before)
+        raise
     finally:
         _origins.pop()
 

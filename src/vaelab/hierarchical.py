@@ -15,6 +15,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vaelab.composition import Parts
 from vaelab.config import PositiveInt, part, register
@@ -53,6 +54,24 @@ class GaussianHead(nn.Module):
     def forward(self, features: Tensor) -> DiagonalGaussian:
         loc, log_variance = self.layer(features).chunk(2, dim=-1)
         return DiagonalGaussian(loc, (0.5 * log_variance).exp())
+
+
+class EvidenceHead(nn.Module):
+    """Features -> what the data say of a layer, a Gaussian by its natural parameters: μ̂/σ̂² and 1/σ̂².
+
+    1/σ̂² starts near 0.13, so that a layer starts near its prior. Its mean in the product with the prior is moved by
+    μ̂/σ̂² itself: the gradient does not fade where the data say little of a layer yet. With a head for μ̂ and σ̂ it does,
+    and the layer never comes into use.
+    """
+
+    def __init__(self, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 2 * latent_dim)
+
+    def forward(self, features: Tensor) -> DiagonalGaussian:
+        weighted_loc, raw = self.layer(features).chunk(2, dim=-1)
+        precision = F.softplus(raw - 2) + 1e-6
+        return DiagonalGaussian(weighted_loc / precision, precision.rsqrt())
 
 
 class TopDown(Prior):
@@ -264,7 +283,8 @@ class Hierarchical(Model):
         self.labels = labels
         layers = len(prior.latent_dims)
         self.climbs = nn.ModuleList([Block(hidden if up else num_features, hidden) for up in range(layers)])
-        self.heads = nn.ModuleList([GaussianHead(hidden, dim) for dim in prior.latent_dims])  # top first
+        top, *others = prior.latent_dims
+        self.heads = nn.ModuleList([GaussianHead(hidden, top), *(EvidenceHead(hidden, dim) for dim in others)])
         self.provides = frozenset({"density", "reparameterized", "stochastic"})
         self.latents = LatentSpec(real=prior.latent_dim)
         self.groups = {f"layer_{layers - place}": slice(place, place + 1) for place in range(layers)}

@@ -12,6 +12,7 @@ Every file is written under a temporary name and renamed, so a reader never sees
 
 import json
 import os
+import shlex
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -68,6 +69,11 @@ class Run:
         """Names of the labels 0, 1, ...; None for data without labels."""
         named = self.about.get("label_names")
         return tuple(named) if named else None
+
+    @property
+    def plugin_options(self) -> str:
+        """What a command that reads this run must be given beside its path: " --plugin my_prior.py", or nothing."""
+        return _plugin_options(self.about)
 
     def data(self) -> Dataset:
         """The data that the run was trained on, read again.
@@ -183,10 +189,14 @@ class Run:
         except (AttributeError, ValidationError):
             raise InputError(f"{path / 'config.toml'}: [about] does not say what an example is; restore it") from None
         except InputError as error:
-            made_with = ", ".join(about.get("plugins", ()))
-            again = f"; the run was made with a plugin: give it again, --plugin {made_with}" if made_with else ""
+            made_with = _plugin_options(about)
+            again = f"; the run was made with a plugin: give it again,{made_with}" if made_with else ""
             raise InputError(f"{path / 'config.toml'}: {error}{again}") from None
         return cls(path, config, spec, about)
+
+
+def _plugin_options(about: Mapping[str, Any]) -> str:
+    return "".join(f" --plugin {shlex.quote(name)}" for name in about.get("plugins", ()))
 
 
 def check_free(path: Path) -> None:

@@ -85,7 +85,10 @@ class Likelihood(nn.Module, ABC):
         super().__init__()
         if data.kind not in self.kinds:
             ways = filter(None, (f"use likelihood.name={suitable(data.kind)}", REMEDIES[data.kind]))
-            raise InputError(f"{type(self).__name__} is not normalized on {data.kind} data: {'; or '.join(ways)}")
+            known = parts.names("likelihood")
+            name = next((one for one in known if parts.part("likelihood", one).build is type(self)), None)
+            who = f"likelihood.name={name}" if name else type(self).__name__
+            raise InputError(f"{who} is not normalized on {data.kind} data: {'; or '.join(ways)}")
         self.event_shape = data.shape
         self.event_ndim = len(data.shape)
         self.output_shape = (parameters, *data.shape)

@@ -98,7 +98,7 @@ class DiscretizedLogistic(LocScaleDistribution):
 
 @register("likelihood", "discretized-logistic")
 class DiscretizedLogisticLikelihood(LocScaleLikelihood):
-    """For integer levels: the default for grey and colour pictures. Over the data's own number of levels."""
+    """For integer levels: the default for gray and color pictures. Over the data's own number of levels."""
 
     kinds = ("levels", "binary")
     discrete = True
