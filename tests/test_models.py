@@ -273,17 +273,38 @@ def test_the_codebook_follows_a_loop_by_hand(update: Any) -> None:
         if update == "ema":
             assert set(codes.penalties) == {"commitment"}
         quantizer.learn(features, codes, generator(step, "learn"))
-        picked = torch.randint(27, (6,), generator=generator(step, "learn")).numpy()
+        noise = generator(step, "learn")
+        picked = torch.randint(27, (6,), generator=noise).numpy()
+        patience = 1 + torch.rand(6, dtype=torch.float64, generator=noise).numpy()
         uses = 0.8 * uses + 0.2 * np.array([(index == code).sum() for code in range(6)])
         if update == "ema":
             sums = 0.8 * sums + 0.2 * np.stack([flat[index == code].sum(0) for code in range(6)])
             table = sums / np.maximum(uses, 1e-6)[:, None]
-        dead = uses < 0.02 * 27 / 6
+        dead = (uses < 0.02 * 27 / 6) | (step == 0)  # all start at features of the first batch
         revived_later += dead.sum() if step else 0
-        table[dead], uses[dead], sums[dead] = flat[picked][dead], 27 / 6, flat[picked][dead] * 27 / 6
+        lease = 0.02 * 27 / 6 * patience[dead]
+        table[dead], uses[dead], sums[dead] = flat[picked][dead], lease, flat[picked][dead] * lease[:, None]
         assert quantizer.table.detach().numpy() == pytest.approx(table, abs=1e-12)
         assert quantizer.uses.numpy() == pytest.approx(uses, abs=1e-12)
     assert revived_later > 3
+
+
+@pytest.mark.parametrize("update", ["ema", "loss"])
+def test_codes_that_are_left_behind_are_not_replaced_all_at_once(update: Any) -> None:
+    """The features go far away after the first batch, as an encoder's do: all codes but a few follow, one by one."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(codes=32, channels=4, update=update)
+    replaced: list[int] = []
+    for step in range(500):
+        noise = generator(step)
+        features = torch.randn(16, 4, 4, generator=noise) + (10.0 if step else 0.0)
+        before = quantizer.table.detach().clone()
+        quantizer.learn(features, quantizer(features.flatten(1)), noise)
+        jumped = (quantizer.table.detach() - before).abs().max(-1).values > 5
+        replaced.append(int(jumped.sum()))
+    assert max(replaced[1:]) <= 8
+    assert sum(replaced[1:]) >= 24
+    assert (quantizer.table.detach().mean(-1) > 5).all()
 
 
 def test_features_that_are_not_finite_do_not_enter_the_codebook() -> None:

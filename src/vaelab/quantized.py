@@ -91,7 +91,8 @@ class VectorQuantizer(Quantizer):
 
     and sg stops the gradient. With `update = "ema"` each code is instead the running mean of the features that chose it
     (their appendix A.1). A code that is used less than `revive` times as often as the average one is replaced by a
-    feature of the batch; so all codes start at features of the first batch.
+    feature of the batch. It then counts as used once to twice as often as that limit, at random: so it is soon replaced
+    again where no feature chooses it, and codes that began together do not all end at one update.
     """
 
     def __init__(
@@ -131,7 +132,8 @@ class VectorQuantizer(Quantizer):
         penalties = {"commitment": self.commitment * (features - chosen.detach()).square().sum((1, 2))}
         if self.update == "loss":
             penalties["codebook"] = (features.detach() - chosen).square().sum((1, 2))
-        return Codes(index, features + (chosen - features).detach(), penalties)
+        # The difference is exactly zero, so the vectors are exactly those of the codebook.
+        return Codes(index, chosen.detach() + (features - features.detach()), penalties)
 
     @torch.no_grad()
     def learn(self, features: Tensor, codes: Codes, generator: torch.Generator | None) -> None:
@@ -142,19 +144,23 @@ class VectorQuantizer(Quantizer):
         sums = torch.zeros_like(self.table).index_add_(0, index, flat)
         picked = torch.randint(len(flat), (self.codes,), device=flat.device, generator=generator)
         fresh = flat[picked]
+        patience = 1 + torch.rand(self.codes, device=flat.device, dtype=flat.dtype, generator=generator)
         if dist.is_initialized():  # several processes keep one codebook
             dist.all_reduce(counts)
             dist.all_reduce(sums)
             dist.broadcast(fresh, 0)
+            dist.broadcast(patience, 0)
+        begun = self.uses.any()
         self.uses.lerp_(counts, 1 - self.decay)
         average = counts.sum() / self.codes
-        dead = self.uses < self.revive * average
+        dead = (self.uses < self.revive * average) | ~begun  # all codes start at features of the first batch
+        lease = self.revive * average * patience[dead]
         if self.update == "ema":
             self.sums.lerp_(sums, 1 - self.decay)
             self.table.copy_(self.sums / self.uses.clamp(min=1e-6)[:, None])
-            self.sums[dead] = fresh[dead] * average
+            self.sums[dead] = fresh[dead] * lease[:, None]
         self.table[dead] = fresh[dead]
-        self.uses[dead] = average
+        self.uses[dead] = lease
 
 
 @register("posterior", "fsq")

@@ -145,7 +145,7 @@ def cautions(found: Findings) -> list[str]:
             "There are no validation examples. All numbers are of training examples; those of new examples are worse."
         )
     said += _overfitting(found)
-    if e.active_units == 0:
+    if e.active_units == 0 and "reparameterized" in found.model.provides:
         said.append(
             "Posterior collapse: no latent is active, so the decoder makes the same of every example. "
             "Train longer, or give the rate less weight (objective.beta)."

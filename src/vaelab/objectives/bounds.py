@@ -54,7 +54,7 @@ class Annealed(Objective):
     of their combinations, Σ log categories, so their C never exceeds that.
     """
 
-    needs = frozenset({"density"})
+    needs = frozenset({"density", "reparameterized"})
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class FreeBits(Objective):
     λ nats free, and a latent could not be silent for most examples and speak for a few.
     """
 
-    needs = frozenset({"density"})
+    needs = frozenset({"density", "reparameterized"})
 
     def __init__(self, *, nats: NonNegativeFloat = 0.25, by: Literal["latent", "group"] = "latent") -> None:
         super().__init__()
