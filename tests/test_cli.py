@@ -130,7 +130,7 @@ def test_every_command_has_help_with_an_example(run_cli: Cli, command: str) -> N
         (["train", "vae", "conv-vae"], ["vae and conv-vae: give one recipe"]),
         (["train", "--epochs", "many"], ["--epochs", "valid integer"]),
         (["train", "--epochs", "0"], ["training.epochs=0"]),
-        (["train", "likelihood.name=gaussian"], ["GaussianLikelihood", "levels", "data.values=real"]),
+        (["train", "likelihood.name=gaussian"], ["likelihood.name=gaussian", "levels", "data.values=real"]),
         (["train", "likelihood.name=bernoulli"], ["data.binarize"]),
         (["train", "posterior.name=deterministic"], ["objective.name=distortion"]),
         (["train", "training.device=abacus"], ["training.device=abacus"]),

@@ -128,7 +128,7 @@ class FreeBits(Objective):
     λ nats free, and a latent could not be silent for most examples and speak for a few.
     """
 
-    needs = frozenset({"density", "reparameterized"})
+    needs = frozenset({"density"})
 
     def __init__(self, *, nats: NonNegativeFloat = 0.25, by: Literal["latent", "group"] = "latent") -> None:
         super().__init__()
