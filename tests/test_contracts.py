@@ -522,7 +522,7 @@ def test_a_likelihood_is_taken_or_refused_by_the_kind_of_data(name: str, kind: s
         assert not refusal(keys, kind)
         return
     message = refusal(keys, kind)
-    assert "\n" not in message and part("likelihood", name).build.__name__ in message
+    assert "\n" not in message and f"likelihood.name={name} " in message
     found = [remedy for remedy in remedies(message) if "likelihood.name" in remedy]
     assert found
     for remedy in found:
