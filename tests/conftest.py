@@ -1,8 +1,11 @@
 """One thread, and no data but those that are there."""
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from hypothesis import settings
 import vaelab
 from vaelab.config import Config, resolve
 from vaelab.runs import Run
+from vaelab.training import Interrupted, loop
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 torch.set_num_threads(1)
@@ -40,6 +44,28 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         overrides={"data.binarize": "threshold", "model.latent_dim": 2, "network.hidden": [64]},
         progress=False,
     )
+
+
+@pytest.fixture
+def stopped_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """`with stopped_at(5): ...`: training inside is told to stop during its fifth update, and must say how to go on."""
+
+    @contextmanager
+    def stopped(update: int) -> Generator[None]:
+        step, calls = loop._step, 0  # pyright: ignore[reportPrivateUsage]
+
+        def stopping(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == update:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(*arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted, match="--resume --out"):
+            patch.setattr(loop, "_step", stopping)
+            yield
+
+    return stopped
 
 
 @pytest.fixture(autouse=True)

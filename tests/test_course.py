@@ -200,13 +200,17 @@ def test_a_run_is_held_to_the_results(tmp_path: Path) -> None:
 def test_a_chapter_leaves_no_precision_to_the_next(tmp_path: Path) -> None:
     import torch
 
-    text = SMALL.replace("from vaelab", "import torch\ntorch.set_default_dtype(torch.float64)\nfrom vaelab")
-    chapters.run(chapter(tmp_path, text), "fast")
-    chapters.run(
-        chapter(tmp_path, SMALL.replace("# %%\n", "# %%\nimport torch\nassert torch.ones(1).element_size() == 4\n")),
-        "fast",
+    first = SMALL.replace("from vaelab", "import torch\ntorch.set_default_dtype(torch.float64)\nfrom vaelab")
+    second = SMALL.replace(
+        'quote("half"', 'import torch\nquote("size", torch.ones(1).element_size(), abs=0.1)\nquote("half"'
     )
-    torch.set_default_dtype(torch.float32)
+    try:
+        chapters.run(chapter(tmp_path, first), "fast")
+        assert torch.get_default_dtype() == torch.float64
+        found = chapters.run(chapter(tmp_path, second.replace("{{half", "{{size}}, {{half")), "fast")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.numbers["size"].value == 4
 
 
 @pytest.mark.parametrize(

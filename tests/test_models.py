@@ -3,9 +3,8 @@
 import itertools
 import json
 import math
-import os
-import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from vaelab.posteriors import DiagonalGaussian
 from vaelab.priors import AggregatePrior, ProductPrior, StandardNormal
 from vaelab.quantized import FiniteScalarQuantizer, Quantized, VectorQuantizer
 from vaelab.runs import Run
-from vaelab.training import Interrupted, loop
 from vaelab.training.job import unchanged
 
 SPEC = DataSpec((4,), "binary", 2, classes=3)
@@ -797,7 +795,7 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "name", [pytest.param(name, marks=pytest.mark.slow) if name == "flow" else name for name in STATEFUL]
 )
 def test_what_has_a_state_of_its_own_resumes_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, stopped_at: Callable[[int], AbstractContextManager[None]], name: str
 ) -> None:
     overrides = {"network.hidden": [16], "training.threads": 1, "training.precision": "float32", **STATEFUL[name]}
 
@@ -805,19 +803,8 @@ def test_what_has_a_state_of_its_own_resumes_to_the_bit(
         return vaelab.train("vae", data="digits", epochs=2, out=tmp_path / out, overrides=overrides, progress=False)
 
     whole = train("whole")
-    step, calls = loop._step, 0  # pyright: ignore[reportPrivateUsage]
-
-    def stopping(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 14:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(*arguments)
-
-    monkeypatch.setattr(loop, "_step", stopping)
-    with pytest.raises(Interrupted):
+    with stopped_at(14):
         train("stopped")
-    monkeypatch.setattr(loop, "_step", step)
     vaelab.train(out=tmp_path / "stopped", resume=True, progress=False)
     checkpoints = [next((tmp_path / run / "checkpoint").glob("*.safetensors")) for run in ("whole", "stopped")]
     files = [(whole.path / "model.safetensors", tmp_path / "stopped" / "model.safetensors"), tuple(checkpoints)]

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from safetensors.torch import load_file
 import vaelab
 from vaelab.errors import InputError, VaelabError
 from vaelab.runs import Run
-from vaelab.training import Interrupted, loop, state
+from vaelab.training import loop, state
 from vaelab.training.interrupt import StopRequest
 
 SMALL = {"data.binarize": "dynamic", "network.hidden": [16], "model.latent_dim": 3, "training.threads": 1}
@@ -35,6 +37,9 @@ EVERYTHING = {
     "training.weight_decay": 0.01,
     "objective.warmup": 20,
 }
+
+
+Stop = Callable[[int], AbstractContextManager[None]]
 
 
 def train(out: Path, **more: Any) -> Run:
@@ -52,26 +57,15 @@ def assert_same_weights(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("stop_at", [5, 11, 25])
 @pytest.mark.parametrize("more", [{}, EVERYTHING, {"training.precision": "float16"}], ids=["plain", "all", "float16"])
 def test_a_stopped_run_resumes_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, more: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: Stop, stop_at: int, more: dict[str, Any]
 ) -> None:
     """Stopped inside the first epoch, between two, and inside the third. The best weights are not where it resumes."""
     overrides = {**SMALL, **more}
     eager = partial(torch.amp.GradScaler, init_scale=1024.0, growth_interval=4)  # a scale that changes all the time
     monkeypatch.setattr(torch.amp, "GradScaler", eager)
     whole = train(tmp_path / "whole", overrides=overrides)
-    step, calls = loop._step, 0  # pyright: ignore[reportPrivateUsage]
-
-    def stopping(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(*arguments)
-
-    monkeypatch.setattr(loop, "_step", stopping)
-    with pytest.raises(Interrupted, match="--resume --out"):
+    with stopped_at(stop_at):
         train(tmp_path / "stopped", overrides=overrides)
-    monkeypatch.setattr(loop, "_step", step)
     assert vaelab.evaluate(tmp_path / "stopped", 2).n == 180  # usable as it stands
     resumed = vaelab.train(out=tmp_path / "stopped", resume=True, progress=False)
     assert_same_weights(whole.path, resumed.path)
@@ -267,7 +261,9 @@ def test_what_is_written_has_reached_the_disk(tmp_path: Path, monkeypatch: pytes
     ]  # fmt: skip
 
 
-def test_layers_that_draw_for_themselves_resume_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_draw_for_themselves_resume_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: Stop
+) -> None:
     """Dropout takes torch's own random numbers, which no generator of ours feeds."""
     from vaelab.training import job
 
@@ -280,17 +276,7 @@ def test_layers_that_draw_for_themselves_resume_to_the_bit(tmp_path: Path, monke
 
     monkeypatch.setattr(job, "compose", with_dropout)
     whole = train(tmp_path / "whole")
-    step, calls = loop._step, 0  # pyright: ignore[reportPrivateUsage]
-
-    def stopping(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 17:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
-    monkeypatch.setattr(loop, "_step", stopping)
-    with pytest.raises(Interrupted):
+    with stopped_at(17):
         train(tmp_path / "stopped")
     torch.rand(100)
     vaelab.train(out=tmp_path / "stopped", resume=True, progress=False)

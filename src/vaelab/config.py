@@ -153,7 +153,7 @@ class Config:
 
     def name(self, group: str) -> str:
         """The name of the part that a group names."""
-        return self.__dict__[group].model_dump()["name"]
+        return getattr(self, group).name
 
 
 # -- the registry of parts ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from vaelab.errors import InputError
 from vaelab.labels import Labels
 from vaelab.latents import LatentSpec
 from vaelab.likelihoods import Likelihood, LikelihoodDistribution
-from vaelab.model import Model, Terms, at_least_single, autocast, check
+from vaelab.model import Model, Terms, check
 from vaelab.networks import Widths
 from vaelab.posteriors import DiagonalGaussian, PosteriorDistribution
 from vaelab.priors import Prior
@@ -307,7 +307,7 @@ class Hierarchical(Model):
     ) -> Terms:
         posterior = self.encode(x, network_dtype, y=y)
         drawn = posterior.draw(num_samples, generator)
-        likelihood = self._likelihood(drawn.h, network_dtype, y)
+        likelihood = self._likelihood(self._with_labels(drawn.h, y), network_dtype)
         return Terms(
             x=x,
             z=drawn.z,
@@ -326,12 +326,7 @@ class Hierarchical(Model):
     def encode(
         self, x: Tensor, network_dtype: torch.dtype | None = None, *, y: Tensor | None = None
     ) -> LadderPosterior:
-        self.check_x(x)
-        if self.labels is not None:
-            x = self.labels.join_input(x, y)
-        with autocast(x, network_dtype):
-            features = self.encoder(x)
-        d = at_least_single(features)
+        d = self._features(x, y, network_dtype)
         evidence: list[DiagonalGaussian] = []
         for climb, head in zip(self.climbs, reversed(self.heads), strict=True):
             d = climb(d)
@@ -342,15 +337,7 @@ class Hierarchical(Model):
         self, z: Tensor, network_dtype: torch.dtype | None = None, *, y: Tensor | None = None
     ) -> LikelihoodDistribution:
         check(z, "z", (self.latent_dim,))
-        return self._likelihood(self.way_down.state(z), network_dtype, y)
-
-    def _likelihood(self, h: Tensor, network_dtype: torch.dtype | None, y: Tensor | None) -> LikelihoodDistribution:
-        batch = h.shape[:-1]
-        if self.labels is not None:
-            h = self.labels.join_latents(h, y)
-        with autocast(h, network_dtype):
-            outputs = self.decoder(h.flatten(0, -2))
-        return self.likelihood(at_least_single(outputs).unflatten(0, batch))
+        return self._likelihood(self._with_labels(self.way_down.state(z), y), network_dtype)
 
 
 @register("model", "hierarchical")

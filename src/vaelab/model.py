@@ -207,11 +207,30 @@ class Model(nn.Module, ABC):
         likelihood = self.decode(z, y=y)
         return likelihood.sample(generator) if draw else likelihood.mean
 
-    def check_x(self, x: Tensor) -> None:
+    def _check_x(self, x: Tensor) -> None:
         """Raise an InputError unless x is one batch of examples."""
         check(x, "x", self.event_shape)
         if x.ndim != len(self.event_shape) + 1:
             raise InputError(f"x has shape {list(x.shape)}; the model wants one batch axis before {self.event_shape}")
+
+    def _features(self, x: Tensor, y: Tensor | None, network_dtype: torch.dtype | None) -> Tensor:
+        """What the encoder makes of x [B, *event] (and labels), [B, F]."""
+        self._check_x(x)
+        if self.labels is not None:
+            x = self.labels.join_input(x, y)
+        with autocast(x, network_dtype):
+            features = self.encoder(x)
+        return at_least_single(features)
+
+    def _likelihood(self, inputs: Tensor, network_dtype: torch.dtype | None) -> LikelihoodDistribution:
+        """p(x|z) from what the decoder takes, [..., B, W]."""
+        with autocast(inputs, network_dtype):
+            outputs = self.decoder(inputs.flatten(0, -2))
+        return self.likelihood(at_least_single(outputs).unflatten(0, inputs.shape[:-1]))
+
+    def _with_labels(self, z: Tensor, y: Tensor | None) -> Tensor:
+        """Z [..., B, D], and beside it the labels of a conditional model."""
+        return z if self.labels is None else self.labels.join_latents(z, y)
 
 
 class VAE(Model):
@@ -277,23 +296,13 @@ class VAE(Model):
     def encode(
         self, x: Tensor, network_dtype: torch.dtype | None = None, *, y: Tensor | None = None
     ) -> PosteriorDistribution:
-        self.check_x(x)
-        if self.labels is not None:
-            x = self.labels.join_input(x, y)
-        with autocast(x, network_dtype):
-            features = self.encoder(x)
-        return self.posterior(at_least_single(features))
+        return self.posterior(self._features(x, y, network_dtype))
 
     def decode(
         self, z: Tensor, network_dtype: torch.dtype | None = None, *, y: Tensor | None = None
     ) -> LikelihoodDistribution:
         check(z, "z", (self.latent_dim,))
-        batch = z.shape[:-1]
-        if self.labels is not None:
-            z = self.labels.join_latents(z, y)
-        with autocast(z, network_dtype):
-            outputs = self.decoder(z.flatten(0, -2))
-        return self.likelihood(at_least_single(outputs).unflatten(0, batch))
+        return self._likelihood(self._with_labels(z, y), network_dtype)
 
 
 def check(values: Tensor, name: str, event: tuple[int, ...]) -> None:

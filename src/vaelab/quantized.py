@@ -20,7 +20,7 @@ from vaelab.config import Fraction, NonNegativeFloat, PositiveInt, register
 from vaelab.labels import Labels
 from vaelab.latents import LatentSpec
 from vaelab.likelihoods import Likelihood, LikelihoodDistribution
-from vaelab.model import Model, Terms, at_least_single, autocast, check
+from vaelab.model import Model, Terms, check
 from vaelab.posteriors import Posterior, PosteriorDistribution
 from vaelab.priors import Prior
 
@@ -249,7 +249,7 @@ class Quantized(Model):
         y: Tensor | None = None,
         relaxed: bool = False,
     ) -> Terms:
-        features = self._features(x, network_dtype, y)
+        features = self._features(x, y, network_dtype)
         codes = self.posterior(features)
         if self.training and torch.is_grad_enabled():
             self.posterior.learn(features.unflatten(-1, (-1, self.posterior.channels)), codes, generator)
@@ -276,32 +276,23 @@ class Quantized(Model):
         )
 
     def encode(self, x: Tensor, network_dtype: torch.dtype | None = None, *, y: Tensor | None = None) -> Codes:
-        return self.posterior(self._features(x, network_dtype, y))
+        return self.posterior(self._features(x, y, network_dtype))
 
     def decode(
         self, z: Tensor, network_dtype: torch.dtype | None = None, *, y: Tensor | None = None
     ) -> LikelihoodDistribution:
         check(z, "z", (self.latent_dim,))
-        batch = z.shape[:-1]
-        if self.labels is not None:  # beside every place
-            places = z.unflatten(-1, (-1, self.posterior.channels)).transpose(-2, -3)
-            z = self.labels.join_latents(places, y).transpose(-2, -3).flatten(-2)
-        with autocast(z, network_dtype):
-            outputs = self.decoder(z.flatten(0, -2))
-        return self.likelihood(at_least_single(outputs).unflatten(0, batch))
+        return self._likelihood(self._with_labels(z, y), network_dtype)
+
+    def _with_labels(self, z: Tensor, y: Tensor | None) -> Tensor:
+        """The labels stand beside every place."""
+        places = z.unflatten(-1, (-1, self.posterior.channels)).transpose(-2, -3)
+        return super()._with_labels(places, y).transpose(-2, -3).flatten(-2)
 
     def sample_latents(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         one_hot = self.prior.sample(num_samples, generator)
         index = one_hot.unflatten(-1, (-1, self.posterior.codes)).argmax(-1)
         return F.embedding(index, self.posterior.codebook).flatten(1)
-
-    def _features(self, x: Tensor, network_dtype: torch.dtype | None, y: Tensor | None) -> Tensor:
-        self.check_x(x)
-        if self.labels is not None:
-            x = self.labels.join_input(x, y)
-        with autocast(x, network_dtype):
-            features = self.encoder(x)
-        return at_least_single(features)
 
 
 @register("model", "quantized")
