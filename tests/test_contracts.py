@@ -73,6 +73,11 @@ def composed(keys: dict[str, Any], spec: DataSpec) -> tuple[Model, Objective]:
     return model, compose_objective(config, model, examples=100)
 
 
+LEARNED = ("mixture", "vamp", "flow", "autoregressive")
+UNTAUGHT = {("distortion", prior) for prior in LEARNED} | {("wae-mmd", "mixture"), ("wae-mmd", "autoregressive")}
+"""Objectives without log p(z) leave a prior as it is; `wae-mmd` feels it by draws, which tell nothing of chances."""
+
+
 # -- which combinations there are ------------------------------------------------------------------------------------
 
 
@@ -93,7 +98,7 @@ def model_of(posterior: str, prior: str) -> Model:
 @cache
 def makes_sense(posterior: str, prior: str, objective: str) -> bool:
     """By what the parts say of themselves, without asking composition."""
-    if part("prior", prior).build.holds != part("posterior", posterior).build.holds:
+    if part("prior", prior).build.holds != part("posterior", posterior).build.holds or (objective, prior) in UNTAUGHT:
         return False
     model = model_of(posterior, prior)
     keys = {"name": objective, **SMALL.get(("objective", objective), {})}

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,7 @@ from vaelab.data.spec import DataSpec
 from vaelab.data.stream import Rows
 from vaelab.errors import InputError
 from vaelab.evaluation import estimates
+from vaelab.generation import latent_paths, sampling
 from vaelab.hierarchical import Hierarchical, TopDown
 from vaelab.labels import Labels
 from vaelab.model import VAE, Model
@@ -526,6 +528,15 @@ def test_data_without_labels_make_no_conditional_model() -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_too_many_labels_or_codes_are_refused() -> None:
+    spec = DataSpec((4,), "binary", 2, classes=10**9)
+    with pytest.raises(InputError, match="labels of x.npz go up to 999999999; number them"):
+        keys = {"model.conditional": True, "data.source": "x.npz"}
+        compose(settle(resolve("test", {}, {**SMALL, **keys}), spec), spec)
+    with pytest.raises(InputError, match="posterior.levels: their product is 16,777,216; it may be 65,536"):
+        made(**{"model.name": "quantized", "posterior.name": "fsq", "posterior.levels": [256, 256, 256]})
+
+
 def labelled(path: Path, number: int = 300, names: list[str] | None = None) -> Path:
     """Pictures that say their label: all pixels of row y are bright."""
     y = np.random.default_rng(0).choice(3, number, p=[0.6, 0.3, 0.1])
@@ -585,6 +596,95 @@ def test_a_conditional_run_evaluates_with_each_examples_own_label(conditional_ru
     assert float(wrong.mean()) < found.elbo - 3
 
 
+def test_a_conditional_run_encodes_labels_that_it_knows(conditional_run: Run, tmp_path: Path) -> None:
+    """Without names the numbers are the run's own."""
+    x = np.random.default_rng(1).integers(0, 255, (3, 3, 4)).astype(np.uint8)
+    np.savez(tmp_path / "some.npz", x=x, y=[2, 0, 2])
+    found, model = vaelab.encode(conditional_run, data=tmp_path / "some.npz"), vaelab.load(conditional_run)
+    binary = torch.from_numpy(x > 127).float()[:, None]
+    with torch.no_grad():
+        assert torch.allclose(found.mean, model.encode(binary, y=torch.tensor([2, 0, 2])).mean, atol=1e-6)
+    for y, says in (([2, 0, 3], "does not know label 3"), ([2, -1, 0], "does not know label -1")):
+        np.savez(tmp_path / "some.npz", x=x, y=y)
+        with pytest.raises(InputError, match=f"some.npz: .* {says}") as caught:
+            vaelab.encode(conditional_run, data=tmp_path / "some.npz")
+        assert "\n" not in str(caught.value)
+    np.save(tmp_path / "some.npy", x)
+    with pytest.raises(InputError, match="some.npy: has no labels"):
+        vaelab.encode(conditional_run, data=tmp_path / "some.npy")
+
+
+def test_an_animation_of_samples_changes_no_label_on_the_way(
+    conditional_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stop is decoded with its own label: the first frame holds the first sample of each walk."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    show = sampling.show
+
+    def watched(model: Model, z: Tensor, draw: bool, noise: torch.Generator, y: Tensor) -> Tensor:
+        seen.append((z, y))
+        return show(model, z, draw, noise, y)
+
+    monkeypatch.setattr(sampling, "show", watched)
+    made = vaelab.sample(conditional_run, 30, out=tmp_path / "walk.gif", seed=3)
+    assert made.labels is not None
+    of_sample = {tuple(z.tolist()): int(y) for z, y in zip(made.z, made.labels, strict=True)}
+    for z, y in seen[1:]:
+        for point, label in zip(z, y, strict=True):
+            assert of_sample.get(tuple(point.tolist()), int(label)) == label
+    visited = {tuple(point.tolist()) for z, _ in seen[1:] for point in z}
+    assert len(visited & set(of_sample)) > 20
+
+
+def test_a_traversal_takes_the_most_used_codes(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "rows.npz")
+    keys = {**VQ, "posterior.codes": 12, "network.hidden": [16], "training.threads": 1, "data.binarize": "threshold"}
+    run = vaelab.train("vae", data=data, epochs=2, out=tmp_path / "run", overrides=keys, progress=False)
+    model, examples = vaelab.load(run), run.data()["test"].fixed(0)
+    with torch.no_grad():
+        index = model.encode(examples.batch()).index  # type: ignore[union-attr]
+    used = index.flatten().bincount(minlength=12).tolist()
+    made = vaelab.traverse(run, latents=[1], steps=4, out=tmp_path / "way.png")
+    assert made.codes is not None
+    assert [used[code] for code in made.codes] == sorted(used, reverse=True)[:4]
+    channels, table = model.posterior.channels, model.posterior.codebook
+    assert torch.equal(made.z[0, :, channels : 2 * channels], table[made.codes])
+    in_order = vaelab.traverse(run, latents=[1], steps=14).codes
+    assert in_order is not None and in_order.tolist() == [*range(12), 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_standard"),
+    [
+        ({}, True),
+        ({"model.name": "joint"}, True),
+        ({"prior.name": "mixture", "prior.components": 3}, False),
+        (TWO, False),
+    ],
+)
+def test_a_traversal_is_in_standard_deviations_of_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], is_standard: bool
+) -> None:
+    data = labelled(tmp_path / "rows.npz", 60)
+    overrides = {"model.latent_dim": 2, "network.hidden": [8], "training.threads": 1, **keys}
+    if "model.latent_dims" in keys:
+        del overrides["model.latent_dim"]
+    run = vaelab.train("vae", data=data, epochs=1, out=tmp_path / "run", overrides=overrides, progress=False)
+    captions: list[str] = []
+    monkeypatch.setattr(latent_paths.pictures, "grid", lambda x, *a, caption, **more: captions.append(caption))
+    monkeypatch.setattr(latent_paths.pictures, "save", lambda *arguments: None)
+    made = vaelab.traverse(run, latents=[0], steps=3, span=2, out=tmp_path / "way.png")
+    if is_standard:
+        assert made.z[0, :, 0].tolist() == [-2, 0, 2]
+        assert "from −2 to +2 standard deviations of the prior" in captions[0]
+    else:
+        with torch.no_grad():
+            means = vaelab.load(run).encode(run.data()["test"].fixed(0).batch()).mean[:, 0].double()
+        wanted = [float(means.mean() + step * means.std(correction=0)) for step in (-2, 0, 2)]
+        assert made.z[0, :, 0].tolist() == pytest.approx(wanted, abs=1e-5)
+        assert "standard deviations of its values over the test examples" in captions[0]
+
+
 class InMemory(Rows):
     """A stream whose source is an array."""
 
@@ -637,6 +737,15 @@ def test_training_gives_every_example_its_own_label(
     for batch, labels in seen:
         assert torch.equal((batch[:, 0, 0, 0] * 255).round().long(), torch.tensor(levels)[labels])
     assert run.label_names == ("of0", "of1", "of2")
+    shutil.rmtree(data / "of0")  # numbers 0 and 1 are other names now
+    files = sorted(data.rglob("*.png"))
+    encoded = vaelab.encode(run, data=data)
+    assert encoded.labels is not None and set(encoded.labels.tolist()) == {1, 2}
+    assert encoded.labels.tolist() == [int(file.parent.name[-1]) for file in files]
+    (data / "of2").rename(data / "of7")
+    with pytest.raises(InputError, match="does not know label of7; did you mean of") as caught:
+        vaelab.encode(run, data=data)
+    assert "\n" not in str(caught.value)
     made = vaelab.sample(run, 3, label="of1").labels
     assert made is not None and made.tolist() == [1, 1, 1]
 

@@ -318,3 +318,11 @@ def test_a_function_that_makes_a_part_is_one_too(run_cli: Cli, tmp_path: Path) -
     assert run_cli(*given, "prior.name=free", "posterior.name=gumbel-softmax", "--out", "other").code == 0
     run_cli(*given, "prior.name=free").failed("prior.name=free is a distribution of one-hot categories", "few")
     run_cli(*given, "posterior.name=deterministic").failed("posterior.name=gaussian")
+
+
+def test_a_function_must_say_what_it_makes(run_cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "mine.py").write_text(
+        "from vaelab.config import register\nfrom vaelab.priors import StandardNormal\n\n\n"
+        "@register('prior', 'silent')\ndef silent(latents):\n    return StandardNormal(latents)\n"
+    )
+    run_cli("train", *WORDS, "--plugin", "mine.py", "prior.name=silent").failed("prior.name=silent", "-> MyPrior")

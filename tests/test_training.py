@@ -181,3 +181,16 @@ def test_training_takes_denormal_numbers_for_zero_and_gives_them_back(tmp_path: 
         hook.remove()
     assert seen and not any(seen)
     assert survives()
+
+
+def test_the_critics_gradient_is_clipped_by_itself(tmp_path: Path) -> None:
+    """However long the model's gradient is, a short one of the critic stays as it is."""
+    keys = {"data.source": "digits", "objective.name": "factor", "network.hidden": [8], "training.gradient_clip": 1.0}
+    run, made = job.begin("vae", keys, tmp_path / "run")
+    model, critic = ([*part.parameters()] for part in (made.state.model, made.state.objective))
+    for parameter in [*model, *critic]:
+        parameter.grad = torch.full_like(parameter, 100.0 if any(parameter is one for one in model) else 1e-4)
+    norm = loop._update(made, run.config.training)  # pyright: ignore[reportPrivateUsage]
+    assert float(norm) > 100
+    assert float(torch.nn.utils.get_total_norm([p.grad for p in model])) == pytest.approx(1, rel=1e-4)
+    assert all(bool((parameter.grad == 1e-4).all()) for parameter in critic)

@@ -79,8 +79,9 @@ def combinations() -> str:
             "A prior or an objective is marked `yes` if it fits at least one posterior of that class.",
             *by_model,
             "## Prior and objective",
-            "An objective that asks for a KL divergence in closed form depends on the prior as well. These are all "
-            "pairs that are refused although a posterior of that class fits each of the two alone.",
+            "An objective that asks for a KL divergence in closed form depends on the prior as well. And a prior that "
+            "learns needs an objective whose gradient reaches all of it. These are all pairs that are refused although "
+            "a posterior of that class fits each of the two alone.",
             _prior_and_objective(priors, objectives),
         ]
     )

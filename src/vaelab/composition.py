@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from inspect import isclass
 from typing import Annotated, Any, get_type_hints
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -22,12 +23,15 @@ from vaelab.likelihoods import Likelihood
 from vaelab.model import VAE, Model
 from vaelab.networks import Encoder, Family
 from vaelab.objectives import Objective
+from vaelab.objectives.base import probe
 from vaelab.posteriors import Capability, GumbelSoftmaxPosterior, Posterior
 from vaelab.posteriors.product import ProductPosterior
 from vaelab.priors import Prior
 from vaelab.priors.base import FOLLOWS as FOLLOWS_LATENTS
 from vaelab.priors.categorical import CategoricalPrior
 from vaelab.priors.product import ProductPrior
+
+MOST_LABELS = 65_536
 
 NEEDS: dict[Capability, str] = {
     "density": "log q(z|x)",
@@ -80,12 +84,19 @@ class Parts:
         Raises:
             InputError: the data have none.
         """
-        if conditional and self.spec.classes is None:
+        if not conditional:
+            return None
+        if self.spec.classes is None:
             raise InputError(
-                f"model.conditional=true: {self.config.data.source} has no labels; "
+                f"model.conditional=true: {self.config.data.source} has no labels 0, 1, …; "
                 "leave it out, or give data with labels (an .npz with x and y, a folder with a subfolder a class)"
             )
-        return Labels(self.spec.classes, self.spec.shape) if conditional and self.spec.classes else None
+        if self.spec.classes > MOST_LABELS:
+            raise InputError(
+                f"model.conditional=true: the labels of {self.config.data.source} go up to {self.spec.classes - 1}; "
+                f"number them 0, 1, … without gaps, {MOST_LABELS} at most"
+            )
+        return Labels(self.spec.classes, self.spec.shape)
 
     def posterior(self, num_features: int, latent_dim: int, by_place: bool = False) -> Posterior:
         """q(z|x), of that many latents; or a quantizer, which is asked for with `by_place`.
@@ -98,7 +109,7 @@ class Parts:
             if chosen.by_place:
                 raise InputError(
                     f"posterior.name={name} quantizes place by place, and model.name={self.config.name('model')} has "
-                    "no places; use model.name=quantized"
+                    "no places; use model.name=quantized, or posterior.name=gaussian"
                 )
             able = [other for other in parts.names("posterior") if _class("posterior", other).by_place]
             raise InputError(
@@ -115,8 +126,10 @@ class Parts:
         """
         name = self.config.name("prior")
         if name != "auto" and (held := _class("prior", name).holds) != latents.holds:
-            known = [other for other in parts.names("prior") if other != "auto"]
-            fitting = [other for other in known if _class("prior", other).holds == latents.holds]
+            fitting = [FOLLOWS_LATENTS[latents.holds]]
+            if "density" in _class("objective", self.config.name("objective")).needs:  # it teaches any prior
+                known = [other for other in parts.names("prior") if other != "auto"]
+                fitting = [other for other in known if _class("prior", other).holds == latents.holds]
             kinds = {"real": "real numbers", "categorical": "one-hot categories", "joint": "both"}
             raise InputError(
                 f"prior.name={name} is a distribution of {kinds[held]}, but the latents of posterior.name="
@@ -180,19 +193,53 @@ def compose_objective(config: Config, model: Model, examples: int) -> Objective:
     """Build the objective, for a model and that many training examples.
 
     Raises:
-        InputError: it needs what the posterior cannot do.
+        InputError: it needs what the posterior cannot do, or gives a prior that learns nothing to learn from.
     """
     objective: Objective = parts.build("objective", config.objective, model, examples)
     for need in sorted(objective.needs - model.provides, key=list(NEEDS).index):
         chosen = _class("posterior", config.name("posterior"))
         group = "model" if need in chosen.provides else "posterior"
+        remedies = [
+            *_better_keys(config, model, examples),
+            _better_posteriors(objective, model, chosen),
+            *_other_objectives(model, examples),
+        ]
         raise InputError(
             f"objective.name={config.name('objective')} needs {NEEDS[need]}, which {group}.name={config.name(group)} "
-            f"does not give; use {_better_posteriors(objective, model, chosen)}, "
-            f"or {_choices('objective', _other_objectives(model, examples))}"
+            f"does not give; use {', or '.join(remedies)}"
         )
     objective.check(model)
+    if not _teaches_prior(objective, model):
+        held = "real" if model.prior.holds == "joint" else model.prior.holds
+        fixed = "prior.name=normal or aggregate" if held == "real" else "prior.name=categorical"
+        remedies = [*_better_keys(config, model, examples), fixed, *_other_objectives(model, examples)]
+        raise InputError(
+            f"prior.name={config.name('prior')} learns from gradients, and objective.name={config.name('objective')} "
+            f"gives it none; use {', or '.join(remedies)}"
+        )
     return objective
+
+
+def _teaches_prior(objective: Objective, model: Model) -> bool:
+    """Whether a gradient of the objective reaches whatever the prior has to learn."""
+    learned = [parameter for parameter in model.prior.parameters() if parameter.requires_grad]
+    if not learned:
+        return True
+    with torch.enable_grad():
+        loss = objective.loss(probe(model, objective.num_samples)).value
+    return None not in torch.autograd.grad(loss, learned, allow_unused=True)
+
+
+def _better_keys(config: Config, model: Model, examples: int) -> list[str]:
+    """Keys of the objective that fit the model at their default."""
+    keys = config.objective.model_dump()
+    defaults = {key: field.default for key, field in type(config.objective).model_fields.items()}
+    found: list[str] = []
+    for key in (key for key, value in keys.items() if value != defaults[key]):
+        other = parts.build("objective", parts.section("objective", keys | {key: defaults[key]}), model, examples)
+        if other.needs <= model.provides and _suits(other, model):
+            found.append(f"objective.{key}={defaults[key]}")
+    return found
 
 
 def _better_posteriors(objective: Objective, model: Model, chosen: Any) -> str:
@@ -227,24 +274,35 @@ def _suits(objective: Objective, model: Model) -> bool:
         objective.check(model)
     except InputError:
         return False
-    return True
+    return _teaches_prior(objective, model)
 
 
 def _other_objectives(model: Model, examples: int) -> list[str]:
-    """Those that take this model, with their default keys."""
+    """The choice among those that take this model, with their default keys; nothing if there are none."""
 
     def fits(name: str) -> bool:
         if not _class("objective", name).needs <= model.provides:
             return False
         return _suits(parts.build("objective", parts.section("objective", {"name": name}), model, examples), model)
 
-    return [name for name in parts.names("objective") if fits(name)]
+    found = [name for name in parts.names("objective") if fits(name)]
+    return [_choices("objective", found)] if found else []
 
 
 def _class(group: str, name: str) -> Any:
-    """The class that a part is of; of a function that makes one, the class that it says it returns."""
+    """The class that a part is of; of a function that makes one, the class that it says it returns.
+
+    Raises:
+        InputError: it does not say.
+    """
     made = parts.part(group, name).build
-    return made if isclass(made) else get_type_hints(made).get("return", made)
+    if not isclass(made):
+        made = get_type_hints(made).get("return")
+    if not isclass(made):
+        raise InputError(
+            f"{group}.name={name}: the function that makes it must say of what class it is (-> {group.title()})"
+        )
+    return made
 
 
 def _choices(group: str, names: Iterable[str]) -> str:

@@ -67,8 +67,8 @@ class TrainingConfig(Section):
     """How a model is fitted. `epochs = "auto"` takes as many as 1,500 steps need, and at least 10.
 
     `batch_size` counts the examples of one update, over all processes and all `gradient_accumulation` parts of it:
-    so the same configuration is the same training on one processor and on eight GPUs. `docs/training.md` explains
-    every key.
+    so the same configuration is the same training on one processor and on eight GPUs. Objectives that compare the
+    examples of a batch see those of one part in one process. `docs/training.md` explains every key.
     """
 
     epochs: PositiveInt | Literal["auto"] = "auto"

@@ -17,12 +17,15 @@ from torch.nn import functional as F
 
 from vaelab.composition import Parts
 from vaelab.config import Fraction, NonNegativeFloat, PositiveInt, register
+from vaelab.errors import InputError
 from vaelab.labels import Labels
 from vaelab.latents import LatentSpec
 from vaelab.likelihoods import Likelihood, LikelihoodDistribution
 from vaelab.model import Model, Terms, check
 from vaelab.posteriors import Posterior, PosteriorDistribution
 from vaelab.priors import Prior
+
+MOST_CODES = 65_536
 
 
 @dataclass
@@ -98,7 +101,7 @@ class VectorQuantizer(Quantizer):
     def __init__(
         self,
         *,
-        codes: Annotated[int, Field(ge=2, le=65_536)] = 128,
+        codes: Annotated[int, Field(ge=2, le=MOST_CODES)] = 128,
         channels: PositiveInt = 16,
         update: Literal["ema", "loss"] = "ema",
         commitment: NonNegativeFloat = 0.25,
@@ -169,6 +172,9 @@ class FiniteScalarQuantizer(Quantizer):
 
     A code is one level of each number, so there are as many codes as the product of `levels`. Nothing is learned, no
     code dies, and there is no penalty.
+
+    Raises:
+        InputError: more than 65,536 codes.
     """
 
     def __init__(
@@ -178,6 +184,8 @@ class FiniteScalarQuantizer(Quantizer):
     ) -> None:
         super().__init__()
         self.codes, self.channels = math.prod(levels), len(levels)
+        if self.codes > MOST_CODES:
+            raise InputError(f"posterior.levels: their product is {self.codes:,}; it may be {MOST_CODES:,} at most")
         counts = torch.tensor(levels, dtype=torch.float32)  # a running average of the weights would spoil integers
         grid = torch.cartesian_prod(*[torch.arange(n) for n in levels]).reshape(-1, len(levels))
         self.register_buffer("levels", counts, persistent=False)

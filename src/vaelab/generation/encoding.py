@@ -13,12 +13,13 @@ from torch import Tensor
 
 from vaelab import data as datasets
 from vaelab import pictures
-from vaelab.config import DataConfig, section
+from vaelab.config import DataConfig, nearest, section
 from vaelab.data import Dataset, Split
 from vaelab.errors import InputError
 from vaelab.evaluation.likelihood import examples_of
 from vaelab.files import replacing
 from vaelab.generation.common import Out, RunPath, describe, numpy_fields, posteriors, write_arrays
+from vaelab.model import Model
 from vaelab.runs import Run, load
 
 
@@ -29,7 +30,7 @@ class Encoding:
     Attributes:
         mean: [N, D].
         scale: standard deviation, [N, D]; None where the posterior has none (an autoencoder).
-        labels: [N] int64; None where the data have none.
+        labels: [N] int64; None where the data have none. Of a conditional run, by the numbers that it knows them by.
     """
 
     mean: Tensor
@@ -45,7 +46,7 @@ def encode(
 
     What the run does to its data is done to these too (`binarize`, `values`, the `size` of a folder's pictures).
     Integers count levels as the run's do, and grey pictures serve a run of color pictures. Dynamic binarization is
-    drawn once, from `data.seed`.
+    drawn once, from `data.seed`. A conditional run takes the source's labels by their names, where both have names.
 
     Args:
         run: a run folder.
@@ -55,8 +56,8 @@ def encode(
             an example: mean_0, ..., scale_0, ..., label).
 
     Raises:
-        InputError: data that cannot be read or are of another shape or kind than the run's, or a file that cannot be
-            written.
+        InputError: data that cannot be read or are of another shape or kind than the run's, labels that a conditional
+            run does not know, or a file that cannot be written.
     """
     run = Run.open(run)
     file = None if out is None else pictures.output_path(out, ".npz", ".csv")
@@ -64,7 +65,7 @@ def encode(
         raise InputError(f"split={split}: only the run's own data are divided; leave out split, or data")
     model = load(run)
     if split is None:
-        examples = _every_example(run, run.config.data.source if data is None else os.fspath(data))
+        examples = _every_example(run, run.config.data.source if data is None else os.fspath(data), model)
     else:
         examples = examples_of(run, split)
     found = list(posteriors(model, examples))
@@ -79,7 +80,7 @@ def encode(
 # -- a source, as the run sees it ----------------------------------------------------------------------------------
 
 
-def _every_example(run: Run, source: str) -> Split:
+def _every_example(run: Run, source: str, model: Model) -> Split:
     dataset = _undivided(run, source)
     examples, wanted, found = dataset["train"].fixed(run.config.data.seed), run.spec, dataset.spec
     if wanted.shape[0] == 3 and found.shape == (1, *wanted.shape[1:]):
@@ -87,7 +88,28 @@ def _every_example(run: Run, source: str) -> Split:
         found = replace(found, shape=wanted.shape)
     if found != wanted:
         raise InputError(f"{source}: holds {describe(found)}; {run} was trained on {describe(wanted)}")
-    return examples
+    if model.labels is None:
+        return examples
+    known = run.label_names or tuple(map(str, range(model.labels.classes)))
+    return replace(examples, labels=_known_labels(examples.labels, dataset.label_names, known, source, run))
+
+
+def _known_labels(
+    labels: Tensor | None, names: tuple[str, ...] | None, known: tuple[str, ...], source: str, run: Run
+) -> Tensor:
+    """The labels of a source, by the numbers that they have in the run: the places of their names in `known`.
+
+    Labels without names are the run's numbers themselves.
+    """
+    if labels is None:
+        raise InputError(f"{source}: has no labels; {run} is conditional, and wants one for every example")
+    numbers, places = labels.unique(return_inverse=True)
+    found = [names[number] if names else str(number) for number in numbers.tolist()]
+    of_run = {name: place for place, name in enumerate(known)} if names else {str(n): n for n in range(len(known))}
+    for name in found:
+        if name not in of_run:
+            raise InputError(f"{source}: {run} does not know label {name}; {nearest(name, of_run)}")
+    return torch.tensor([of_run[name] for name in found], dtype=torch.int64)[places]
 
 
 def _undivided(run: Run, source: str) -> Dataset:

@@ -28,6 +28,7 @@ from vaelab.generation.common import (
 from vaelab.generation.geometry import PATHS
 from vaelab.model import Model
 from vaelab.noise import generator
+from vaelab.priors import ProductPrior, StandardNormal
 from vaelab.runs import Run, load
 
 MOST_ACTIVE = 10
@@ -58,6 +59,7 @@ class Traversal:
         x, z: [M, S, *event] and [M, S, D].
         latents: which ones, [M] int64.
         values: the steps from −span to +span, in standard deviations, [S].
+        codes: which category the categorical ones have at each step, [S] int64; None where all are real.
         kl: KL(q(z|x) ‖ p(z)) of each, mean over the split in nats, [M] float64; None where there is no closed form.
         original: the example whose posterior mean the others stay at, [*event].
         index: its position in the split, a scalar int64.
@@ -67,6 +69,7 @@ class Traversal:
     z: Tensor
     latents: Tensor
     values: Tensor
+    codes: Tensor | None
     kl: Tensor | None
     original: Tensor
     index: Tensor
@@ -202,9 +205,10 @@ def traverse(
         run: a run folder.
         latents: which ones. Default: the ten of the largest KL(q(z|x) ‖ p(z)), averaged over the split; without a
             closed form of it, the ten whose posterior means vary most.
-        span: from −span to +span standard deviations of the prior N(0, I). An autoencoder was not trained to match
-            one: there, in standard deviations of the latent over the split, around its mean. A latent that is one of
-            several categories takes these in turn instead.
+        span: from −span to +span standard deviations of the prior N(0, I). Where the prior is another one, or the model
+            an autoencoder: standard deviations of the latent's posterior means over the split, around their mean. A
+            latent that is one of several categories takes these in turn instead: as many as there are steps, the most
+            used ones if there are more, the same ones again if there are fewer.
         steps: points on the way, both ends included.
         split: which part of the run's data.
         out: the file to write.
@@ -227,52 +231,90 @@ def traverse(
     noise = generator(seed, "traverse")
     index = torch.randint(len(examples), (), generator=noise)
     values = torch.linspace(-span, span, steps)
-    z = _moved(model, means, index, chosen, values)
+    codes = _codes(model, means, steps) if max(chosen) >= model.latents.real else None
+    z = _moved(model, means, index, chosen, values, codes)
     made = Traversal(
         x=show(model, z, draw, noise, labels_for(model, examples, index[None])),
         z=z,
         latents=torch.tensor(chosen),
         values=values,
+        codes=codes,
         kl=None if kl is None else kl[chosen],
         original=examples.batch(index[None])[0],
         index=index,
     )
-    of = "of the prior" if model.has_density else f"of its values over the {split} examples"
+    way = _way(model, chosen, span, split)
     caption = (
-        f"{'One latent' if len(chosen) == 1 else f'{len(chosen)} latents, one'} at a time from −{span:g} to +{span:g} "
-        f"standard deviations {of}, the others at the mean of q(z|x) of {split} example {int(index)}: {shown(draw)}"
-        + (f", seed {seed}" if draw else "")
+        f"{'One latent' if len(chosen) == 1 else f'{len(chosen)} latents, one'} at a time {way}, the others "
+        f"at the mean of q(z|x) of {split} example {int(index)}: {shown(draw)}" + (f", seed {seed}" if draw else "")
     )
+    are_real = [latent < model.latents.real for latent in chosen]
     return write(
         file,
         made,
         run.spec,
         draw,
-        sheet=lambda made: _traversal_sheet(made, caption),
-        frames=lambda made: _traversal_frames(made, caption),
+        sheet=lambda made: _traversal_sheet(made, caption, _heads(made, are_real)),
+        frames=lambda made: _traversal_frames(made, caption, _heads(made, are_real)),
         seconds=SECONDS,
     )
 
 
-def _moved(model: Model, means: Tensor, index: Tensor, chosen: list[int], values: Tensor) -> Tensor:
+def _is_standard(model: Model) -> bool:
+    """Whether real latents have the prior N(0, I), and were trained to match it."""
+    prior = model.prior.real if isinstance(model.prior, ProductPrior) else model.prior
+    return model.has_density and isinstance(prior, StandardNormal)
+
+
+def _codes(model: Model, means: Tensor, steps: int) -> Tensor:
+    """The categories to show, [steps] int64: in order if all can be, else the most used ones over all latents."""
+    choices, categorical = model.choices, model.latents.categorical
+    order = torch.arange(len(choices))
+    if len(choices) > steps:
+        blocks = means[:, model.latents.real :].reshape(-1, model.latents.categories)
+        used = torch.cat([torch.cdist(part, choices).argmin(-1) for part in blocks.split(1000 * categorical)])
+        order = used.bincount(minlength=len(choices)).argsort(descending=True, stable=True)
+    return order[torch.arange(steps) % len(order)]
+
+
+def _moved(
+    model: Model, means: Tensor, index: Tensor, chosen: list[int], values: Tensor, codes: Tensor | None
+) -> Tensor:
     """Z [M, S, D]: the latents `chosen` moved, the others at the mean of example `index`.
 
-    A real latent goes through `values`, in standard deviations of the prior (of the means where there is no density);
-    one of several categories, through what it can be.
+    Real latents go through `values`, in standard deviations of the prior or of their means; others through `codes`.
     """
     z = means[index].repeat(len(chosen), len(values), 1)
     columns = torch.arange(means.shape[1]).split(model.latents.widths)
     for row, latent in enumerate(chosen):
         column = columns[latent]
         if latent >= model.latents.real:
-            choices = model.choices
-            z[row, :, column] = choices[torch.arange(len(values)) % len(choices)]
-        elif model.has_density:
+            assert codes is not None
+            z[row, :, column] = model.choices[codes]
+        elif _is_standard(model):
             z[row, :, column] = values[:, None]
         else:
             found = means[:, column]
             z[row, :, column] = found.mean() + values[:, None] * found.double().std(correction=0).float()
     return z
+
+
+def _way(model: Model, chosen: list[int], span: float, split: str) -> str:
+    """Where the latents go, in words."""
+    ways: list[str] = []
+    if min(chosen) < model.latents.real:
+        of = "of the prior" if _is_standard(model) else f"of its values over the {split} examples"
+        ways.append(f"from −{span:g} to +{span:g} standard deviations {of}")
+    if max(chosen) >= model.latents.real:
+        ways.append("through the categories whose numbers are above")
+    return " or ".join(ways)
+
+
+def _heads(made: Traversal, are_real: list[bool]) -> list[str]:
+    """What stands above each step: how many standard deviations, which category, or both."""
+    values = [_signed(value) for value in made.values.tolist()] if any(are_real) else []
+    codes = [] if made.codes is None else [str(code) for code in made.codes.tolist()]
+    return [" | ".join(parts) for parts in zip(*(part for part in (values, codes) if part), strict=True)]
 
 
 def _choose(latents: Sequence[int] | None, activity: Tensor) -> list[int]:
@@ -288,7 +330,7 @@ def _choose(latents: Sequence[int] | None, activity: Tensor) -> list[int]:
     return list(latents)
 
 
-def _traversal_sheet(made: Traversal, caption: str) -> Image.Image:
+def _traversal_sheet(made: Traversal, caption: str, heads: list[str]) -> Image.Image:
     """A latent a row."""
     names = [f"z{latent}" for latent in made.latents.tolist()]
     if made.kl is not None:
@@ -298,17 +340,16 @@ def _traversal_sheet(made: Traversal, caption: str) -> Image.Image:
         return pictures.heatmap(
             x, f"{caption}. Each latent moves from the top of its block to the bottom.", row_labels=names
         )
-    heads = [_signed(value) for value in made.values.tolist()]
     return pictures.grid(x, len(heads), caption=caption, row_labels=names, labels=heads)
 
 
-def _traversal_frames(made: Traversal, caption: str) -> list[Image.Image]:
+def _traversal_frames(made: Traversal, caption: str, heads: list[str]) -> list[Image.Image]:
     """There and back, all latents at once: a picture each."""
     x, text = pictures.clamp(made.x, caption)
     names = [f"z{latent}" for latent in made.latents.tolist()]
     sheets = [
-        pictures.grid(x[:, step], min(5, len(names)), caption=f"now at {_signed(value)}\n{text}", labels=names)
-        for step, value in enumerate(made.values.tolist())
+        pictures.grid(x[:, step], min(5, len(names)), caption=f"now at {head}\n{text}", labels=names)
+        for step, head in enumerate(heads)
     ]
     return sheets + sheets[-2:0:-1]
 

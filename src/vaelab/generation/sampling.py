@@ -75,8 +75,9 @@ def sample(
     A conditional model takes a `label`, by its name or number. Without it, labels come as often as in its training
     data, in ascending order.
 
-    In a GIF the samples are stops of closed walks, at most four on each. Between two stops the direction of z turns
-    evenly and its norm changes evenly, so z stays where p(z) has its mass: at norms near the square root of D.
+    In a GIF the samples are stops of closed walks, at most four on each, and of one label. Between two stops the
+    direction of z turns evenly and its norm changes evenly, so z stays where p(z) has its mass: at norms near the
+    square root of D.
 
     Raises:
         InputError: `n` below 1, a label that the run does not have, a run that cannot be read, or a file that cannot be
@@ -97,10 +98,10 @@ def sample(
         return pictures.grid(made.x, caption=caption) if run.spec.is_picture else pictures.heatmap(made.x, caption)
 
     def frames(made: Samples) -> list[Image.Image]:
-        stops = made.z.tensor_split(-(-n // STOPS))
-        walks = torch.stack([closed_walk(each, WALK_FRAMES) for each in stops], dim=1)
+        stops = _stops(n, y)
+        walks = torch.stack([closed_walk(made.z[at], WALK_FRAMES) for at in stops], dim=1)
         # Each frame takes the same noise: so a draw changes with z alone, and does not flicker.
-        starts = None if y is None else torch.stack([each[0] for each in y.tensor_split(len(stops))])
+        starts = None if y is None else torch.stack([y[at[0]] for at in stops])
         x = torch.stack([show(model, z, draw, generator(seed, "walk"), starts) for z in walks])
         x, text = pictures.clamp(x, f"{caption}, visited on {count(len(stops), 'closed walk')}")
         return [pictures.grid(frame, caption=text) for frame in x]
@@ -180,6 +181,12 @@ def _labels(run: Run, model: Model, label: str | int | None, n: int, noise: torc
     else:
         raise InputError(f"label={label}: unknown; {nearest(str(label), names)}")
     return torch.full((n,), number)
+
+
+def _stops(n: int, y: Tensor | None) -> list[Tensor]:
+    """Which of n samples each walk visits: at most four, and of one label if there are labels, in ascending order."""
+    counts = [n] if y is None else y.unique_consecutive(return_counts=True)[1].tolist()
+    return [at for part in torch.arange(n).split(counts) for at in part.tensor_split(-(-len(part) // STOPS))]
 
 
 def _prior(model: Model) -> str:

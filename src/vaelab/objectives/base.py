@@ -94,14 +94,16 @@ def negative_elbo(terms: Terms) -> Tensor:
     return (terms.distortion + rate).mean()
 
 
-@torch.no_grad()
-def probe(model: Model) -> Terms:
-    """The terms of two blank examples: they tell which divergences have a closed form, whatever the class of model."""
+def probe(model: Model, num_samples: int = 1) -> Terms:
+    """The terms of two blank examples, as in training: they tell what has a closed form, and what a gradient reaches.
+
+    The model may be of any class.
+    """
     was, like = model.training, next(model.parameters())
     x = torch.zeros(2, *model.event_shape, dtype=like.dtype, device=like.device)
     y = None if model.labels is None else torch.zeros(2, dtype=torch.int64, device=like.device)
     try:
-        return model.eval().terms(x, 1, noise.generator("probe", device=like.device), y=y)
+        return model.eval().terms(x, num_samples, noise.generator("probe", device=like.device), y=y, relaxed=True)
     finally:
         model.train(was)
 

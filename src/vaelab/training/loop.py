@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from vaelab.config import TrainingConfig
 from vaelab.data import prefetch
@@ -245,7 +245,8 @@ def _update(job: Job, config: TrainingConfig) -> Tensor:
     state.scaler.unscale_(state.optimizer)
     norm = get_total_norm([p.grad for p in job.parameters if p.grad is not None])
     if config.gradient_clip < math.inf:
-        clip_grads_with_norm_(job.parameters, config.gradient_clip, norm)
+        for group in state.optimizer.param_groups:  # a critic's gradients by themselves: they say nothing of the model
+            clip_grad_norm_(group["params"], config.gradient_clip)
     if state.scaler.is_enabled():
         state.scaler.step(state.optimizer)
         state.scaler.update()
