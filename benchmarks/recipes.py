@@ -9,7 +9,8 @@ decoder 200-200-784 (GELU), batch 128, Adam with cosine decay, and 50 latents in
 adds beside them (a flow, pseudo-inputs, further layers) has weights of its own, which the table counts.
 
 The baseline is the entry `vae`. It is trained at each of --learning-rates, the others at 2e-3, the best that was found
-for it at 20 epochs, unless --tune names them, too. For each budget (entry and epochs) the rate with the highest mean validation log p(x) counts: K = 100, the
+for it at 20 epochs, unless --tune names them, too. For each budget (entry and epochs) the rate with the highest mean
+validation log p(x) counts: K = 100, the
 first 2,000 validation examples. Test examples have no part in that choice: only runs of the chosen rate see them.
 The first of --epochs is for all entries, the others are for those of `LONGER`; --entries overrules both.
 
