@@ -672,6 +672,15 @@ def test_an_autoencoder_has_distortion_alone(tmp_path: Path) -> None:
     assert "An autoencoder with 20 latents" in (run.path / "README.md").read_text()
 
 
+def test_a_quantized_model_has_a_bound_of_one_term(tmp_path: Path) -> None:
+    """Its encoder gives one z, so no draws are weighed; and a latent is one code, however many numbers stand for it."""
+    page = page_of(quick(tmp_path / "run", "fsq-vae", **{"network.hidden": 32}))
+    check_page(page)
+    assert "the encoder gives each example one z" in page.text
+    assert "perfect ones" not in page.text and "not exact" not in page.text
+    assert numbers_in(page)["elbo"] == pytest.approx(numbers_in(page)["log_px"], rel=1e-6)
+
+
 def test_a_run_that_was_stopped_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vaelab.training.interrupt.StopRequest.requested", True)
     with pytest.raises(Interrupted):
