@@ -78,7 +78,7 @@ def test_choosing_another_part_drops_the_keys_of_the_old_one() -> None:
     assert kept.network.model_dump()["hidden"] == (7,)
     changed = resolve("r", tables, {"network.name": "conv", "network.hidden": 9, "objective.name": "iwae"})
     assert changed.network.model_dump() == {"name": "conv", "channels": (32, 64), "hidden": 9, "activation": "gelu"}
-    assert changed.objective.model_dump() == {"name": "iwae", "num_samples": 5, "gradient": "plain"}
+    assert changed.objective.model_dump() == {"name": "iwae", "num_samples": 5, "gradient": "plain", "warmup": 0}
 
 
 @given(

@@ -300,7 +300,7 @@ def _class(group: str, name: str) -> Any:
         made = get_type_hints(made).get("return")
     if not isclass(made):
         raise InputError(
-            f"{group}.name={name}: the function that makes it must say of what class it is (-> {group.title()})"
+            f"{group}.name={name}: the function that makes it must say of what class it is (-> My{group.title()})"
         )
     return made
 
