@@ -351,7 +351,8 @@ def test_quick_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert baseline["learning_rate"] == float(best)
     assert baseline["validation_log_px"] == pytest.approx(validation)
     means: dict[str, list[float]] = {}
-    for name, row in ((f"vae-1-{best}", baseline), ("vamp-1-0.002", vamp)):
+    others = f"vamp-1-{recipes.LEARNING_RATE:g}"
+    for name, row in ((f"vae-1-{best}", baseline), (others, vamp)):
         expected = [vaelab.evaluate(tmp_path / f"{name}-{s}", 5, limit=100, seed=s) for s in (0, 1)]
         for key in ("log_px", "elbo", "rate"):
             means[key] = [getattr(one, key) for one in expected]
@@ -367,15 +368,15 @@ def test_quick_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     # Nothing is repeated. A run that was cut off before its end goes on, and gives the same.
     capsys.readouterr()
     assert compare(tmp_path) == result and capsys.readouterr().err == ""
-    cut = tmp_path / "vamp-1-0.002-1"
+    cut = tmp_path / f"{others}-1"
     for file in (recipes.TRAINED, "test-K5-100.json", "test-K5-100.npy"):
         (cut / file).unlink()
     (short,) = compare(tmp_path, table=True)["rows"][1:]
     assert short["seeds"] == [0] and "*" in recipes.table({**result, "rows": [baseline, short]})
     assert compare(tmp_path)["rows"] == result["rows"]
-    assert "vamp-1-0.002-1: goes on" in capsys.readouterr().err
+    assert f"{others}-1: goes on" in capsys.readouterr().err
     with pytest.raises(InputError, match="was made with --data digits, not mnist"):
-        recipes.train(recipes.Trial("vamp", 1, 2e-3, 0), "mnist", tmp_path)
+        recipes.train(recipes.Trial("vamp", 1, recipes.LEARNING_RATE, 0), "mnist", tmp_path)
 
 
 @pytest.mark.parametrize(

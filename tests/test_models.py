@@ -54,7 +54,7 @@ def binary(number: int, spec: DataSpec = SPEC) -> Tensor:
     return (torch.rand(number, *spec.shape, generator=generator(number, "x")) < 0.5).double()
 
 
-def square(edge: float = 8.0, points: int = 201) -> tuple[Tensor, float]:
+def square(edge: float = 24.0, points: int = 801) -> tuple[Tensor, float]:
     """Points of two dimensions, and the logarithm of a cell's area."""
     axis = torch.linspace(-edge, edge, points, dtype=torch.float64)
     return torch.cartesian_prod(axis, axis), 2 * math.log(float(axis[1] - axis[0]))
@@ -77,23 +77,23 @@ THREE = {"model.name": "hierarchical", "model.latent_dims": [2, 1, 3], "model.hi
 @pytest.mark.parametrize("prior", ["normal", "mixture", "flow"])
 @torch.no_grad()
 def test_densities_of_a_hierarchy_have_mass_one_and_draws_follow_them(prior: str) -> None:
-    model = made(**TWO, **{"prior.name": prior}, **({"prior.hidden": [6]} if prior == "flow" else {}))
+    model = made(size=0.2, **TWO, **{"prior.name": prior}, **({"prior.hidden": [6]} if prior == "flow" else {}))
     z, log_cell = square()
     log_p = model.prior.log_prob(z) + log_cell
     assert float(log_p.logsumexp(0)) == pytest.approx(0, abs=3e-3)
     posterior = model.encode(binary(3))
     log_q = posterior.log_prob(z[:, None]) + log_cell
     assert log_q.logsumexp(0).tolist() == pytest.approx([0] * 3, abs=1e-3)
-    drawn, log_q_of_drawn = posterior.sample_with_log_prob(50_000, generator(0))
+    drawn, log_q_of_drawn = posterior.sample_with_log_prob(200_000, generator(0))
     assert log_q_of_drawn.tolist() == pytest.approx(posterior.log_prob(drawn).numpy(), abs=1e-9)
-    for draws, log_density in ((model.prior.sample(50_000, generator(1)), log_p[:, None]), (drawn, log_q)):
-        draws = draws.view(50_000, -1, 2)
+    for draws, log_density in ((model.prior.sample(200_000, generator(1)), log_p[:, None]), (drawn, log_q)):
+        draws = draws.view(200_000, -1, 2)
         density = log_density.exp()
         for moment in MOMENTS:
             exact = (density * moment(z)[:, None]).sum(0)
             error = moment(draws).std(0) / math.sqrt(len(draws))
             assert ((moment(draws).mean(0) - exact).abs() < 5 * error + 2e-3).all()
-            assert error.max() < 0.03
+            assert (error < 0.03 * exact.abs().clamp(min=1)).all()
 
 
 @torch.no_grad()
@@ -102,14 +102,14 @@ def test_a_layer_of_the_posterior_is_the_product_of_two_gaussians() -> None:
     model: Hierarchical = made(**TWO)
     posterior = model.encode(binary(3))
     above = torch.tensor([[0.7]], dtype=torch.float64)
-    line = torch.linspace(-9, 9, 4001, dtype=torch.float64)[:, None, None]
-    conditional = model.prior.heads[0](model.prior.blocks[0](above))
+    line = torch.linspace(-40, 40, 8001, dtype=torch.float64)[:, None, None]
+    conditional = model.prior.heads[0](model.prior.embeddings[0](above) + model.prior.blocks[0](above))
     product = posterior.evidence[1].log_prob(line) + conditional.log_prob(line)
-    product = product - product.logsumexp(0) - math.log(18 / 4000)
+    product = product - product.logsumexp(0) - math.log(80 / 8000)
     own = posterior.layer(1, conditional).log_prob(line)
     near = product > -40
     assert own[near].numpy() == pytest.approx(product[near].numpy(), abs=1e-8)
-    z = torch.cat((above.expand(4001, 3, 1), line.expand(4001, 3, 1)), -1)
+    z = torch.cat((above.expand(8001, 3, 1), line.expand(8001, 3, 1)), -1)
     whole = posterior.log_prob(z) - posterior.evidence[0].log_prob(above)
     assert whole[near].numpy() == pytest.approx(product[near].numpy(), abs=1e-8)
 
@@ -173,7 +173,7 @@ def test_kl_by_layer_is_unbiased_and_sums_to_the_rate(prior: str) -> None:
     for place, ratio in enumerate(by_layer):
         error = ratio.std(0) / math.sqrt(len(ratio))
         assert ((ratio.mean(0) - terms.kl[:, place]).abs() < 5 * error).all()
-        assert (terms.kl[:, place] > 0.02).all() and (error < 0.05 * terms.kl[:, place]).all()
+        assert (terms.kl[:, place] > 0.005).all() and (error < 0.1 * terms.kl[:, place]).all()
     assert (sum(by_layer) - (terms.log_qz_x - terms.log_pz)).abs().max() < 1e-9
     assert terms.log_pz.numpy() == pytest.approx(model.prior.log_prob(terms.z).numpy(), abs=1e-9)
     objective = compose_objective(resolve("test", {}, {}), model, 100)
@@ -188,7 +188,7 @@ def test_kl_by_layer_is_unbiased_and_sums_to_the_rate(prior: str) -> None:
 
 @torch.no_grad()
 def test_bounds_of_a_hierarchy_lie_below_log_px() -> None:
-    model = made(**TWO)
+    model = made(size=0.15, **TWO)
     x = binary(4)
     z, log_cell = square()
     log_joint = model.prior.log_prob(z)[:, None] + model.decode(z[:, None]).log_prob(x)

@@ -8,6 +8,7 @@ tables, the top layer N comes first. The posterior of a layer joins what the dat
 layers above say, p(z_i | h_i), by the product of the two Gaussians (their eq. 17-19).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -15,7 +16,6 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vaelab.composition import Parts
 from vaelab.config import PositiveInt, part, register
@@ -30,18 +30,39 @@ from vaelab.priors import Prior
 
 Choose = Callable[[int, DiagonalGaussian | None], Tensor]
 """(layer, counted from the top; its p(z_i | z above), None at the top) -> z of that layer [..., D_i]."""
+GAIN = 4.0
+"""How far a latent moves h at first, whatever its layer. Latents that move it less than others never come into use."""
 
 
-class Block(nn.Module):
-    """x -> two dense layers and a shortcut where the widths allow."""
+class Residual(nn.Sequential):
+    """Two dense layers that start at 0, to be added to what goes past them."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        last = nn.Linear(width, width)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(nn.Linear(width_in, width), nn.GELU(), last)
+
+
+class Climb(nn.Module):
+    """d_{i−1} -> d_i: a shortcut, linear where the width changes, plus a residual."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width_in, width), nn.GELU(), nn.Linear(width, width))
+        self.shortcut = (
+            nn.Identity() if width_in == width else _orthogonal(width_in, width, math.sqrt(width / width_in))
+        )
+        self.residual = Residual(width_in, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.layers(x)
-        return x + inner if x.shape == inner.shape else inner
+        return self.shortcut(x) + self.residual(x)
+
+
+def _orthogonal(width_in: int, width: int, gain: float) -> nn.Linear:
+    """A linear map that starts with orthogonal columns of length `gain` (rows, where there are fewer of those)."""
+    made = nn.Linear(width_in, width, bias=False)
+    nn.init.orthogonal_(made.weight, gain)
+    return made
 
 
 class GaussianHead(nn.Module):
@@ -56,12 +77,11 @@ class GaussianHead(nn.Module):
         return DiagonalGaussian(loc, (0.5 * log_variance).exp())
 
 
-class EvidenceHead(nn.Module):
-    """Features -> what the data say of a layer, a Gaussian by its natural parameters: μ̂/σ̂² and 1/σ̂².
+class ConditionalHead(nn.Module):
+    """Features of the layers above -> p(z_i | h_i) = N(loc, scale²), scale between 1/e and e.
 
-    1/σ̂² starts near 0.13, so that a layer starts near its prior. Its mean in the product with the prior is moved by
-    μ̂/σ̂² itself: the gradient does not fade where the data say little of a layer yet. With a head for μ̂ and σ̂ it does,
-    and the layer never comes into use.
+    The unit of z_i is arbitrary, so a bound costs little. Without one the scale falls to 0 early in training: that
+    spares the decoder the noise of z_i, for the posterior is never wider than p(z_i | h_i), and the layer is lost.
     """
 
     def __init__(self, width: int, latent_dim: int) -> None:
@@ -69,9 +89,27 @@ class EvidenceHead(nn.Module):
         self.layer = nn.Linear(width, 2 * latent_dim)
 
     def forward(self, features: Tensor) -> DiagonalGaussian:
-        weighted_loc, raw = self.layer(features).chunk(2, dim=-1)
-        precision = F.softplus(raw - 2) + 1e-6
-        return DiagonalGaussian(weighted_loc / precision, precision.rsqrt())
+        loc, raw = self.layer(features).chunk(2, dim=-1)
+        return DiagonalGaussian(loc, raw.tanh().exp())
+
+
+class EvidenceHead(nn.Module):
+    """Features -> what the data say of a layer: N(μ̂, σ̂²), with μ̂ = m (1 + σ̂²).
+
+    In the product with a prior N(0, 1) its mean is m and its variance 1 / (1 + 1/σ̂²). So m and log σ̂² are learned as
+    fast as mean and log-variance of a VAE's encoder, whether the data say little of a layer or much. 1/σ̂² starts near
+    0.13, so that a layer starts near its prior; with a head for μ̂ itself, the gradient of the mean would fade there.
+    It stays between 8e-7 and 2e4, where the product is finite in single precision.
+    """
+
+    def __init__(self, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 2 * latent_dim)
+
+    def forward(self, features: Tensor) -> DiagonalGaussian:
+        m, log_precision = self.layer(features).chunk(2, dim=-1)
+        variance = (2 - 12 * (log_precision / 12).tanh()).exp()
+        return DiagonalGaussian(m * (1 + variance), variance.sqrt())
 
 
 class TopDown(Prior):
@@ -88,8 +126,9 @@ class TopDown(Prior):
         self.top = top
         self.latent_dims = latent_dims
         widths = [latent_dims[0], *(hidden + dim for dim in latent_dims[1:])]
-        self.blocks = nn.ModuleList([Block(width, hidden) for width in widths])
-        self.heads = nn.ModuleList([GaussianHead(hidden, dim) for dim in latent_dims[1:]])
+        self.embeddings = nn.ModuleList([_orthogonal(dim, hidden, GAIN) for dim in latent_dims])
+        self.blocks = nn.ModuleList([Residual(width, hidden) for width in widths])
+        self.heads = nn.ModuleList([ConditionalHead(hidden, dim) for dim in latent_dims[1:]])
 
     @property
     def start_examples(self) -> int:
@@ -110,8 +149,8 @@ class TopDown(Prior):
         h: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             z = choose(layer, None if h is None else self.heads[layer - 1](h))
-            inner = block(z if h is None else torch.cat((h, z), dim=-1))
-            h = inner if h is None else h + inner
+            embedded = self.embeddings[layer](z)
+            h = embedded + block(z) if h is None else h + embedded + block(torch.cat((h, z), dim=-1))
         assert h is not None
         return h
 
@@ -282,7 +321,7 @@ class Hierarchical(Model):
         self.likelihood = likelihood
         self.labels = labels
         layers = len(prior.latent_dims)
-        self.climbs = nn.ModuleList([Block(hidden if up else num_features, hidden) for up in range(layers)])
+        self.climbs = nn.ModuleList([Climb(hidden if up else num_features, hidden) for up in range(layers)])
         top, *others = prior.latent_dims
         self.heads = nn.ModuleList([GaussianHead(hidden, top), *(EvidenceHead(hidden, dim) for dim in others)])
         self.provides = frozenset({"density", "reparameterized", "stochastic"})
