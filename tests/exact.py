@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import multivariate_normal
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -103,3 +104,41 @@ def quadrature(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
     log_q = posterior.log_prob(z[:, None])
     divergence = (log_q.exp() * (log_q - (log_joint - log_px))).sum(0) * cell
     return log_px, divergence
+
+
+def linear_gaussian(latents: int = 2, noise_variance: float = 0.3, seed: int = 0, width: float = 1.0) -> VAE:
+    """A linear VAE of 5 numbers with random weights W, and its best diagonal encoder, in float64.
+
+    Args:
+        width: of the encoder's scales, relative to the best ones.
+    """
+    noise = np.random.default_rng(seed)
+    vectors = np.linalg.qr(noise.normal(size=(5, 5)))[0]
+    values = np.concatenate([noise.uniform(1, 6, latents), np.zeros(5 - latents)]) + noise_variance
+    rotation = np.linalg.qr(noise.normal(size=(latents, latents)))[0]
+    weights = vectors[:, :latents] * np.sqrt(values[:latents] - noise_variance) @ rotation
+    best = noise_variance / np.diag(weights.T @ weights + noise_variance * np.eye(latents))
+    return linear_vae(PCA(noise.normal(size=5), values, vectors), latents, noise_variance, rotation, best * width**2)
+
+
+def linear_parts(model: VAE) -> tuple[Array, Array, float]:
+    """W [D, q], the mean [D] and σ² of a linear VAE with a fixed scale."""
+    state = {name: value.detach().double().numpy() for name, value in model.state_dict().items()}
+    z = torch.zeros(1, model.latent_dim, dtype=model.prior.origin.dtype)
+    density = float(model.decode(z).log_prob(model.decode(z).mean).detach()[0])
+    dims = state["decoder.layers.weight"].shape[0]
+    return state["decoder.layers.weight"], state["decoder.bias"].ravel(), math.exp(-2 * density / dims) / (2 * math.pi)
+
+
+def linear_log_px(model: VAE, x: Tensor) -> Array:
+    """log p(x) of a linear VAE, x [B, D]: the density of N(mean, W Wᵀ + σ² I)."""
+    weights, mean, variance = linear_parts(model)
+    covariance = weights @ weights.T + variance * np.eye(len(mean))
+    return np.atleast_1d(multivariate_normal(mean, covariance).logpdf(x.double().numpy()))
+
+
+def linear_posterior(model: VAE, x: Tensor) -> tuple[Array, Array]:
+    """Mean [B, q] and covariance [q, q] of p(z|x) of a linear VAE."""
+    weights, mean, variance = linear_parts(model)
+    precision = weights.T @ weights + variance * np.eye(weights.shape[1])
+    return (x.double().numpy() - mean) @ weights @ np.linalg.inv(precision), variance * np.linalg.inv(precision)

@@ -27,6 +27,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import common  # noqa: E402
 import contestants  # noqa: E402
+import evaluation as evaluation_benchmark  # noqa: E402
 import matmul  # noqa: E402
 import quality  # noqa: E402
 import recipes  # noqa: E402
@@ -379,6 +380,26 @@ def test_quick_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         recipes.train(recipes.Trial("vamp", 1, recipes.LEARNING_RATE, 0), "mnist", tmp_path)
 
 
+def test_the_plain_loop_agrees_with_vaelab_on_log_px() -> None:
+    examples, spec = evaluation_benchmark.pictures(quick=True, limit=6)
+    model = evaluation_benchmark.network(spec)
+    expected = vaelab.evaluation.likelihood.evaluate_model(model, examples, 300, split="test")
+    found = evaluation_benchmark.plain_loop(model, examples, 300, seed=1)
+    assert expected.log_px is not None and expected.log_px_monte_carlo is not None
+    assert abs(float(found.mean()) - expected.log_px) < 4 * 2**0.5 * expected.log_px_monte_carlo < 1
+
+
+@pytest.mark.slow
+def test_quick_evaluation() -> None:
+    result = quick("evaluation.py", "--threads", "1")
+    ours, loop = (result["contestants"][name] for name in evaluation_benchmark.CONTESTANTS)
+    assert ours["n"] == loop["n"] == 10 and result["importance_samples"] == 300
+    assert result["ratio"] == pytest.approx(loop["seconds"] / ours["seconds"])
+    assert ours["seconds_for_all"] == pytest.approx(1000 * ours["seconds"])
+    assert result["difference"] == pytest.approx(ours["log_px"] - loop["log_px"])
+    assert abs(result["difference"]) < 5 * result["difference_stderr"]
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -387,6 +408,7 @@ def test_quick_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["throughput.py", "--parts", "ratio"], "--parts ratio: there are ratios, peak, neighbor, growth"),
         (["time_to_quality.py", "--levels=low"], "--levels=low: must be numbers"),
         (["scaling.py", "--batch-size", "0"], "must be at least 1"),
+        (["evaluation.py", "--limit", "0"], "--limit 0: must be at least 1"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(command: list[str], message: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ from exact import quadrature
 from torch import Tensor
 
 import vaelab
+from vaelab import cli
 from vaelab.composition import compose
 from vaelab.config import resolve
 from vaelab.data import Split
 from vaelab.data.spec import DataSpec
 from vaelab.errors import InputError
-from vaelab.evaluation import estimates, evaluate, importance_weighted_bounds
+from vaelab.evaluation import Annealing, estimates, evaluate, importance_weighted_bounds
 from vaelab.evaluation.estimates import ImportanceWeights, Moments
 from vaelab.evaluation.latents import active
 from vaelab.evaluation.likelihood import evaluate_model, examples_of
@@ -163,6 +165,14 @@ def test_a_deterministic_posterior_has_nulls_and_no_number_without_meaning() -> 
     assert "elbo" in str(found)
 
 
+@pytest.mark.parametrize("method", ["annealed", "quadrature"])
+def test_an_autoencoder_gets_no_log_px_by_its_decoder_and_prior(method: Any, tmp_path: Path) -> None:
+    keys = {"network.hidden": [4], "model.latent_dim": 1}
+    run = vaelab.train("autoencoder", data="digits", epochs=1, out=tmp_path / "run", overrides=keys, progress=False)
+    with pytest.raises(InputError, match="an autoencoder, whose prior has no part in training"):
+        evaluate(run, limit=2, method=method)
+
+
 def test_evaluation_is_in_float32_after_bfloat16_training(digits_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[Any] = set()
     terms = VAE.terms
@@ -209,3 +219,24 @@ def test_data_that_changed_since_training_are_refused(tmp_path: Any) -> None:
     np.save(path, np.random.default_rng(1).normal(size=(60, 4)))
     with pytest.raises(InputError, match=r"x\.npy: the data have changed"):
         evaluate(run, 2)
+
+
+def run_evaluate(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
+    monkeypatch.setattr("sys.argv", ["vaelab", "evaluate", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+def test_the_command_line_asks_for_all_of_it(
+    digits_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(digits_run), "--limit", "4", "--method", "annealed", "--chains", "2", "--temperatures", "5"]
+    assert run_evaluate(monkeypatch, *words, "--split-rate", "--json") == 0
+    found = evaluate(
+        digits_run, limit=4, method="annealed", annealing=Annealing(chains=2, temperatures=5), split_rate=True
+    )
+    assert json.loads(capsys.readouterr().out) == found.to_dict()
+    assert run_evaluate(monkeypatch, str(digits_run), "--chains", "2") == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and "use --method annealed" in said.err

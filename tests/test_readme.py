@@ -44,9 +44,12 @@ SUBSTITUTIONS = {
     r"^((?:torchrun .* -m )?vaelab train)(?!.*--(?:epochs|resume))(.*)": r"\1\2 --epochs 1",
     r"--epochs \d\d+": "--epochs 1",
     r"--data mnist\b": "--data mnist training.batch_size=5000",
+    r"--data sprites\b": "--data sprites network.hidden=8 training.batch_size=1000 data.test=0.9 data.validation=0.02",
+    r"^(vaelab disentanglement .*)": r"\1 --limit 200 --replicates 2",
     r"--importance-samples 500": "--importance-samples 5",
     r"data=\"digits\"\)": 'data="digits", epochs=1)',
     r"data=\"digits\", seed": 'data="digits", epochs=1, seed',
+    r"0.5,1,2,4 --seeds 3": "0.5,4 --seeds 2 --epochs 1",
     r"^python reference/vae.py": f"python {(ROOT / 'reference' / 'vae.py').as_posix()} --epochs 1",
 }
 

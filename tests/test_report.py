@@ -27,9 +27,12 @@ import vaelab
 from vaelab import data, film, plots, report
 from vaelab.config import DataConfig
 from vaelab.data import Dataset, DataSpec, Split
+from vaelab.diagnosis import Diagnosis, check_training, look, run_checks
+from vaelab.diagnosis import case as diagnosed
 from vaelab.runs import Run, load, write_tensors
 from vaelab.training import Interrupted, job
 from vaelab.training.processes import Processes
+from vaelab.words import rounded
 
 # -- runs to report on ---------------------------------------------------------------------------------------------
 
@@ -193,7 +196,7 @@ def test_shown_numbers_and_card_are_the_same_numbers_rounded(run: Run) -> None:
 
 
 def test_only_the_first_examples_are_measured_and_that_is_said(copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "EXAMPLES", 50)
+    monkeypatch.setattr(diagnosed, "EXAMPLES", 50)
     report.publish(copy, dataset_of(copy), [])
     page = page_of(copy)
     expected = vaelab.evaluate(copy, importance_samples=100, split="validation", limit=50)
@@ -502,10 +505,52 @@ def check_page(page: Element) -> None:
     assert "nan" not in page.text.lower().split() and "None" not in page.text
 
 
+def inside(element: Element, name: str) -> bool:
+    """Whether an element stands in one of this class."""
+    return element.parent is not None and (
+        name in element.parent.attributes.get("class", "").split() or inside(element.parent, name)
+    )
+
+
+def test_the_page_shows_what_the_doctor_found(copy: Run) -> None:
+    """Three epochs are too few: severity, message, cause, remedy and curve, as the doctor tells them."""
+    report.publish(copy, dataset_of(copy), [])
+    findings = vaelab.doctor(copy).findings
+    assert "under-training" in {finding.name for finding in findings}
+    page = page_of(copy)
+    check_page(page)
+    articles = list(page.all("article"))
+    assert len(articles) == len(findings)
+    for article, finding in zip(articles, findings, strict=True):
+        assert article["class"] == f"finding {finding.severity}"
+        (heading,) = article.all("h3")
+        assert heading.text == f"{finding.severity.capitalize()}: {finding.name.replace('-', ' ')}"
+        for text in (finding.message, f"Likely cause: {finding.cause}."):
+            assert text in [paragraph.text for paragraph in article.all("p")]
+        if finding.remedy.startswith("vaelab "):
+            (command,) = article.all("pre")
+            (button,) = article.all("button")
+            assert command.text == finding.remedy and button["data-copy"] == command["id"]
+        assert len(list(article.all("svg"))) == (finding.plot is not None)
+    (curve,) = [e for e in page.all("div") if e.attributes.get("aria-label", "").startswith("Figure on under training")]
+    expected = [[line["epoch"], line["validation"]["loss"]] for line in copy.metrics()]
+    np.testing.assert_allclose(curve_in(curve, 0), expected, rtol=2e-3)
+    card = (copy.path / "README.md").read_text()
+    assert all(report.markdown(finding.message) in card for finding in findings)
+
+
+def test_a_page_without_findings_says_so(copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_checks, "examine", lambda case: [])
+    report.publish(copy, dataset_of(copy), [])
+    page = page_of(copy)
+    assert not list(page.all("article"))
+    assert f"Nothing: it looked for {len(run_checks.ILLNESSES)} illnesses." in page.text
+
+
 def test_page_is_sound(run: Run) -> None:
     page = page_of(run)
     check_page(page)
-    assert len(list(page.all("svg"))) == 5
+    assert len([svg for svg in page.all("svg") if not inside(svg, "finding")]) == 5
     axis_labels = " ".join(e.text for e in page.all("text"))
     for label in ("epoch", "nats per example", "mean KL (nats per example)", "principal component 1"):
         assert label in axis_labels
@@ -577,8 +622,9 @@ def test_colors_can_be_seen_on_both_backgrounds() -> None:
                 assert contrast(color[text], color[ground]) >= 4.5, (text, ground)
             for index in range(len(plots.SERIES)):
                 assert contrast(color[f"series-{index}"], color[ground]) >= 3, (index, ground)
-        assert contrast(color["warn"], color["warn-card"]) >= 4.5
-        assert contrast(color["ink"], color["warn-card"]) >= 4.5
+        for grave in ("warn", "error"):
+            for text in (grave, "ink", "soft"):
+                assert contrast(color[text], color[f"{grave}-card"]) >= 4.5, (text, grave)
 
 
 def luminance(color: str) -> float:
@@ -664,7 +710,8 @@ def test_an_autoencoder_has_distortion_alone(tmp_path: Path) -> None:
     assert set(numbers_in(page)) == {"distortion", "distortion_stderr"}
     expected = vaelab.evaluate(run, split="validation")
     assert numbers_in(page)["distortion"] == pytest.approx(expected.distortion, rel=1e-6)
-    assert [e["aria-label"][:22] for e in page.all("div") if e.attributes.get("role") == "img"] == [
+    figures = [e for e in page.all("div") if e.attributes.get("role") == "img" and not inside(e, "finding")]
+    assert [e["aria-label"][:22] for e in figures] == [
         "Line plot of the Disto",
         "Scatter plot of the po",
     ]
@@ -788,27 +835,14 @@ def test_weights_that_are_no_numbers(copy: Run) -> None:
 # -- words ---------------------------------------------------------------------------------------------------------
 
 
-def test_cautions_say_what_is_wrong_and_only_that(copy: Run) -> None:
-    found = report._find(copy, dataset_of(copy))
-    well = replace(found, evaluation=replace(found.evaluation, active_units=3, effective_sample_size=20.0))
-    assert report.cautions(well) == []
-
-    def said(**changes: Any) -> str:
-        (sentence,) = report.cautions(replace(well, evaluation=replace(well.evaluation, **changes)))
-        return sentence
-
-    assert said(active_units=0).startswith("Posterior collapse")
-    assert said(scale_at_floor=0.25).startswith("25 % of the learned scales rest on their floor")
-    assert "Of 100 importance samples, 1.4 carry" in said(effective_sample_size=1.4)
-    (stopped,) = report.cautions(replace(well, lines=well.lines[:2]))
-    assert "stopped after 2 of 3 epochs" in stopped
+def test_planned_epochs_are_those_of_training(copy: Run) -> None:
+    """With `training.epochs=auto`, they follow from the number of examples."""
     automatic = replace(copy.config, training=copy.config.training.model_copy(update={"epochs": "auto"}))
     planned = job.make_job(automatic, dataset_of(copy), Processes()).epochs
-    (stopped,) = report.cautions(replace(well, run=replace(copy, config=automatic)))
-    assert planned > 3 and f"stopped after 3 of {planned} epochs" in stopped
-    skipping = [*well.lines[:-1], {**well.lines[-1], "skipped": 2}]
-    (skipped,) = report.cautions(replace(well, lines=skipping))
-    assert skipped.startswith(f"2 of {well.lines[-1]['step']} updates were skipped")
+    found = look(replace(copy, config=automatic), dataset_of(copy))
+    assert found.planned == planned > 3
+    findings = Diagnosis("", run_checks.examine(found))
+    assert f"stopped after 3 of {planned} epochs" in findings["unfinished"].message
 
 
 def test_early_stopping_is_no_interruption(tmp_path: Path) -> None:
@@ -817,11 +851,10 @@ def test_early_stopping_is_no_interruption(tmp_path: Path) -> None:
     run = vaelab.train("vae", data="digits", epochs=400, out=tmp_path / "run", progress=False, overrides=keys)
     best = run.best()
     assert best is not None
-    (first, *_) = report.cautions(report._find(run, dataset_of(run)))
-    assert first.startswith(
-        f"Early stopping: after epoch {best['epoch']} the validation loss did not fall for 4 epochs"
-    )
-    assert first.endswith(f"training ended after {best['epoch'] + 4} of 400.")
+    text = page_of(run).text
+    assert f"Early stopping: after epoch {best['epoch']} the validation loss did not fall for 4 epochs" in text
+    assert f"training ended after {best['epoch'] + 4} of 400." in text
+    assert "unfinished" not in text
 
 
 @pytest.mark.parametrize(
@@ -832,7 +865,7 @@ def test_early_stopping_is_no_interruption(tmp_path: Path) -> None:
         ([9, 8, 7, 6, 5.0], [9, 8, 7, 6, 5.0], None),
         ([9, 5, 5, 5, 5.05], [9, 8, 7, 6, 5.0], None),  # too little to speak of
         ([9, 8, 7, 5, 6.0], [9, 8, 7, 6, 5.0], None),  # too late to speak of
-        ([9e3, 5e3, 5e3, 5e3, 5e3 + 4], [9, 8, 7, 6, 5.0], None),  # less than a thousandth
+        ([9e3, 5e3, 5e3, 5e3, 5e3 + 4], [9e3, 8e3, 7e3, 6e3, 5e3], None),  # less than a thousandth
     ],
 )
 def test_over_fitting_is_told_from_other_things(
@@ -844,14 +877,10 @@ def test_over_fitting_is_told_from_other_things(
         | {"train": dict.fromkeys(KEYS, t), "validation": dict.fromkeys(KEYS, v)}
         for epoch, (v, t) in enumerate(pairs, start=1)
     ]
-    found = replace(report._find(copy, dataset_of(copy)), lines=lines)
-    write_metrics(copy, lines)
-    said = report._overfitting(found)
-    if expected is None:
-        assert said == []
-    else:
-        assert len(said) == 1 and expected in said[0]
-        assert "after epoch 2 of 5, and 3.00 nats higher" in said[0]
+    found = list(check_training.over_fitting(replace(look(copy, dataset_of(copy)), lines=lines)))
+    assert [finding.name for finding in found] == ([expected] if expected else [])
+    if expected:
+        assert "after epoch 2 of 5, and 3.00 nats higher" in found[0].message
 
 
 @pytest.mark.parametrize(
@@ -870,7 +899,7 @@ def test_over_fitting_is_told_from_other_things(
     ],
 )
 def test_rounding_follows_the_error(value: float, error: float | None, expected: str) -> None:
-    assert report.rounded(value, error) == expected
+    assert rounded(value, error) == expected
 
 
 def test_small_words() -> None:

@@ -17,11 +17,12 @@ import vaelab
 from extension.combinations import combinations
 from extension.github import ROOT
 from vaelab import cli, config, recipes
+from vaelab.diagnosis import foreign, run_checks
 
 MODULES = (
     "data", "networks", "latents", "likelihoods", "posteriors", "priors", "objectives", "model", "hierarchical",
-    "quantized", "labels", "composition", "training", "evaluation", "generation", "runs", "recipes", "config",
-    "plugins", "errors", "noise", "course",
+    "quantized", "labels", "composition", "training", "evaluation", "diagnosis", "generation", "comparison", "runs",
+    "recipes", "config", "plugins", "errors", "noise", "course",
 )  # fmt: skip
 """The public modules, in the order in which data go through them."""
 
@@ -200,6 +201,15 @@ def paper_index() -> str:
     return "\n\n".join(parts)
 
 
+def illness_tables() -> str:
+    """What the doctor looks for, in a run and in a foreign model, with the thresholds."""
+    parts: list[str] = []
+    for title, illnesses in (("In a run", run_checks.ILLNESSES), ("In a model of your own", foreign.ILLNESSES)):
+        rows = [f"| `{one.name}` | {_cell(one.sought)} | {_cell(one.threshold)} |" for one in illnesses]
+        parts += [f"## {title}", "\n".join(["| Name | What it is | When it is found |", "|---|---|---|", *rows])]
+    return "\n\n".join(parts)
+
+
 def _link(name: str) -> str:
     file, _, definition = name.partition("::")
     if not definition:
@@ -227,6 +237,7 @@ MADE: dict[str, Callable[[], str]] = {
     "annotated": annotated_list,
     "modules": module_list,
     "papers": paper_index,
+    "illnesses": illness_tables,
     "vaelab": lambda: python_page("vaelab"),
     **{f"vaelab.{name}": (lambda name=name: python_page(f"vaelab.{name}")) for name in MODULES},
 }

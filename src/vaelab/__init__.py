@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vaelab.comparison import compare as compare
+    from vaelab.comparison import compare_grid as compare_grid
     from vaelab.data import DataSpec as DataSpec
+    from vaelab.diagnosis import doctor as doctor
     from vaelab.errors import InputError as InputError
     from vaelab.errors import VaelabError as VaelabError
     from vaelab.evaluation import evaluate as evaluate
@@ -36,6 +39,9 @@ _HOME = {
     "Terms": "model",
     "VAE": "model",
     "VaelabError": "errors",
+    "compare": "comparison",
+    "compare_grid": "comparison",
+    "doctor": "diagnosis",
     "encode": "generation",
     "evaluate": "evaluation",
     "interpolate": "generation",

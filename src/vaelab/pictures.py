@@ -284,7 +284,7 @@ def output_path(out: str | os.PathLike[str], *endings: str) -> Path:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file in it, such as {path / f'pictures{endings[0]}'}")
     if path.suffix.lower() not in endings:
-        known = f"{', '.join(endings[:-1])} or {endings[-1]}"
+        known = " or ".join(filter(None, (", ".join(endings[:-1]), endings[-1])))
         raise InputError(f"{path}: the ending tells what to write; it must be {known}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it first")

@@ -87,32 +87,36 @@ def curve(
             if all(line[part] for line in lines):
                 values = [line[part][metric] for line in lines]
                 axes.plot(epochs, values, color=color, linestyle=style, marker=marker, linewidth=1.8, label=name)
-        _focus(axes, lines, metric)
+        focus(axes, [line[part][metric] for line in late(lines) for part in SPLITS if line[part]])
         if best_epoch:
             axes.axvline(best_epoch, color=INK, linestyle=":", linewidth=1.5, label=f"best: epoch {best_epoch}")
         axes.set(xlabel="epoch", ylabel=unit, title=title)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.legend(loc="best")
 
-    return _draw(f"curve-{metric}", 250, paint)
+    return draw(f"curve-{metric}", 250, paint)
 
 
-def _focus(axes: Axes, lines: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """Let the first tenth of the epochs run out of the picture: their fall would flatten all that follows."""
-    late = lines[len(lines) // 10 :]
-    values = [line[part][metric] for line in late for part in ("train", "validation") if line[part]]
+def late(lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """All epochs but the first tenth."""
+    return lines[len(lines) // 10 :]
+
+
+def focus(axes: Axes, values: Sequence[float]) -> None:
+    """Show these values, and let others run out: the fall of the first epochs would flatten all that follows."""
     finite = [value for value in values if math.isfinite(value)]
     if finite and max(finite) > min(finite):
         margin = 0.08 * (max(finite) - min(finite))
         axes.set_ylim(min(finite) - margin, max(finite) + margin)
 
 
-def kl_bars(kl: Tensor, active: Tensor) -> Markup:
+def kl_bars(kl: Tensor, active: Tensor, name: str = "kl") -> Markup:
     """Mean KL(q(z_j|x) ‖ p(z_j)) of each latent j, largest first, in nats; inactive latents are hatched.
 
     Args:
         kl: [D] in nats.
         active: [D] bool.
+        name: what its ids begin with; no two figures of a page have the same.
     """
     order = kl.argsort(descending=True, stable=True)[:MAX_BARS]
 
@@ -138,7 +142,7 @@ def kl_bars(kl: Tensor, active: Tensor) -> Markup:
             axes.set_xlabel("rank of the latent by its KL")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
 
-    return _draw("kl", 250, paint)
+    return draw(name, 250, paint)
 
 
 Groups = list[tuple[str, Tensor]]  # the name of a label, and which examples have it [N] bool
@@ -154,7 +158,7 @@ def latent_map(means: Tensor, groups: Groups, prior: bool) -> Markup:
     """
     groups = groups or [("", torch.ones(len(means), dtype=torch.bool))]
     if means.shape[1] == 1:
-        return _draw("latents", 330 if len(groups) > 1 else 200, lambda axes: _strip(axes, means[:, 0], groups, prior))
+        return draw("latents", 330 if len(groups) > 1 else 200, lambda axes: _strip(axes, means[:, 0], groups, prior))
 
     def paint(axes: Axes) -> None:
         points, origin, axis_labels = means, torch.zeros(2), ("latent 0", "latent 1")
@@ -174,7 +178,7 @@ def latent_map(means: Tensor, groups: Groups, prior: bool) -> Markup:
         axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
         axes.set_aspect("equal", "datalim")
 
-    return _draw("latents", 340, paint)
+    return draw("latents", 340, paint)
 
 
 def _strip(axes: Axes, values: Tensor, groups: Groups, prior: bool) -> None:
@@ -255,7 +259,7 @@ def principal_components(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # -- from matplotlib to a page -------------------------------------------------------------------------------------
 
 
-def _draw(name: str, height: float, paint: Callable[[Axes], None]) -> Markup:
+def draw(name: str, height: float, paint: Callable[[Axes], None]) -> Markup:
     """Paint a figure of `WIDTH` × `height` units and return it as an <svg> element whose ids begin with `name`."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.simplefilter(

@@ -21,25 +21,21 @@ from PIL import Image
 from torch import Tensor
 
 from vaelab import film, pictures, plots
-from vaelab.data import Dataset, DataSpec, Split
+from vaelab.data import Dataset, DataSpec
+from vaelab.diagnosis import run_checks
+from vaelab.diagnosis.case import IMPORTANCE_SAMPLES, Case, look
 from vaelab.evaluation import Evaluation
-from vaelab.evaluation.latents import ACTIVE, active, latents
-from vaelab.evaluation.likelihood import evaluate_model
+from vaelab.evaluation.latents import ACTIVE
 from vaelab.files import write_text
-from vaelab.model import Model
 from vaelab.noise import generator
 from vaelab.priors import StandardNormal
-from vaelab.runs import Run, load
+from vaelab.runs import Run
+from vaelab.words import rounded
 
-EXAMPLES = 2_000
-IMPORTANCE_SAMPLES = 100
 SHEET_NUMBERS = 1_500_000  # numbers in a sheet of samples or reconstructions, at most
 SPRITE_BYTES = 3_000_000  # of an animation before compression, at most
-OVERFIT_EPOCHS = 0.8  # over-fitting is worth a word if the best epoch is among the first 80 %, and the last is worse
-OVERFIT_NATS, OVERFIT_SHARE = 0.1, 0.001  # by 0.1 nats and by a thousandth of the loss
 UNITS = {"perplexity": "codes", "codes_used": "codes", "mmd_squared": "no unit", "commitment": "squared distance",
          "codebook": "squared distance", "offdiagonal": "covariance", "diagonal": "variance"}  # fmt: skip
-FEW_SAMPLES = 2.0  # effective importance samples, below which one draw decides the estimate
 
 
 def publish(run: Run, dataset: Dataset, frames: list[Tensor]) -> None:
@@ -51,133 +47,20 @@ def publish(run: Run, dataset: Dataset, frames: list[Tensor]) -> None:
         frames: what was kept for the animation, one tensor uint8 [n + 8, C, H, W] a kept epoch: reconstructions of
             the first n ≤ 8 validation examples, then 8 samples. May be empty.
     """
-    found = _find(run, dataset)
+    found = look(run, dataset)
     x, x_hat = _reconstructed(found)
     samples = _sampled(found)
     facts = _facts(found, frames) | {
         "samples_image": plots.data_uri(_sheet(samples)),
         "reconstructions_image": plots.data_uri(pictures.pairs(x, x_hat)),
     }
-    page, card = _render("report.html.j2", facts), _render("card.md.j2", facts)
+    page, card = render("report.html.j2", facts), render("card.md.j2", facts)
     pictures.save(_sheet(samples, "Samples: the mean of p(x|z) for z from the prior"), run.path / "samples.png")
     caption = f"Reconstructions of {plots.SPLITS[found.split]} examples: the mean of p(x|z) at the posterior mean of z"
     pictures.save(pictures.pairs(x, x_hat, caption=caption), run.path / "reconstructions.png")
     write_text(run.path / "numbers.json", json.dumps(_finite(found.evaluation.to_dict()), indent=1) + "\n")
     write_text(run.path / "README.md", card)
     write_text(run.path / "report.html", page)
-
-
-# -- what is found out about the run -------------------------------------------------------------------------------
-
-
-@dataclass
-class Findings:
-    """A run, and what was computed for its report.
-
-    Attributes:
-        split: the name of the split that `examples` are the first of.
-        total: how many examples that split has.
-        means: posterior means [N, D] of the examples.
-        kl: mean KL of each latent [D] in nats; None without a closed form.
-        active: which latents are active [D] bool.
-    """
-
-    run: Run
-    model: Model
-    lines: list[dict[str, Any]]
-    dataset: Dataset
-    examples: Split
-    split: str
-    total: int
-    evaluation: Evaluation
-    means: Tensor
-    kl: Tensor | None
-    active: Tensor
-
-
-def _find(run: Run, dataset: Dataset) -> Findings:
-    split = "validation" if "validation" in dataset.splits else "train"
-    whole = dataset[split]
-    examples = whole.head(EXAMPLES).fixed(run.config.data.seed)
-    model = load(run).to(examples.device)
-    means, kl = latents(model, examples)
-    return Findings(
-        run=run,
-        model=model,
-        lines=run.metrics(),
-        dataset=dataset,
-        examples=examples,
-        split=split,
-        total=len(whole),
-        evaluation=evaluate_model(model, examples, IMPORTANCE_SAMPLES, split=split),
-        means=means,
-        kl=kl,
-        active=active(means, model.latents),
-    )
-
-
-def cautions(found: Findings) -> list[str]:
-    """What a reader of the numbers must know first, as plain sentences; empty where all is well."""
-    run, e, lines = found.run, found.evaluation, found.lines
-    said: list[str] = []
-    planned = run.config.training.planned_epochs(run.about["examples"]["train"])
-    patience, best = run.config.training.patience, run.best()
-    if not lines:
-        said.append("Training stopped before its first epoch was complete. The weights are hardly trained.")
-    elif patience and best and len(lines) < planned and len(lines) - best["epoch"] >= patience:
-        said.append(
-            f"Early stopping: after epoch {best['epoch']} the validation loss did not fall for {patience} epochs "
-            f"(training.patience), so training ended after {len(lines)} of {planned}."
-        )
-    elif len(lines) < planned:
-        said.append(
-            f"Training stopped after {len(lines)} of {planned} epochs. This goes on: vaelab train --resume --out {run}"
-        )
-    if lines and (skipped := lines[-1].get("skipped")):
-        said.append(
-            f"{skipped} of {lines[-1]['step']} updates were skipped, for their gradient was not finite. "
-            "checkpoint/latest.json says what the first one was (first_skipped)."
-        )
-    if not math.isfinite(e.distortion):
-        return [*said, "The numbers are not finite: training has diverged. Lower training.learning_rate."]
-    if found.split == "train":
-        said.append(
-            "There are no validation examples. All numbers are of training examples; those of new examples are worse."
-        )
-    said += _overfitting(found)
-    if e.active_units == 0 and "reparameterized" in found.model.provides:
-        said.append(
-            "Posterior collapse: no latent is active, so the decoder makes the same of every example. "
-            "Train longer, or give the rate less weight (objective.beta)."
-        )
-    if e.scale_at_floor:
-        said.append(
-            f"{100 * e.scale_at_floor:.2g} % of the learned scales rest on their floor. Where values never vary, "
-            "the log-likelihood then says more about likelihood.scale_floor than about the model."
-        )
-    if e.effective_sample_size is not None and e.effective_sample_size < FEW_SAMPLES:
-        said.append(
-            f"Of {e.importance_samples} importance samples, {e.effective_sample_size:.1f} carry the estimate of "
-            "log p(x) (effective sample size). Its true value is probably higher; more samples come closer."
-        )
-    return said
-
-
-def _overfitting(found: Findings) -> list[str]:
-    best, epochs = found.run.best(), len(found.lines)
-    if not best or not best["validation"] or best["epoch"] >= OVERFIT_EPOCHS * epochs:
-        return []
-    last = found.lines[-1]
-    lost = last["validation"]["loss"] - best["validation"]["loss"]
-    if not lost > max(OVERFIT_NATS, OVERFIT_SHARE * abs(best["validation"]["loss"])):
-        return []
-    said = (
-        f"The validation loss was lowest after epoch {best['epoch']} of {epochs}, and {rounded(lost)} nats higher at "
-        f"the end. The weights of epoch {best['epoch']} were kept."
-    )
-    if last["train"]["loss"] < best["train"]["loss"]:
-        return [f"{said} The training loss went on falling: over-fitting. More data or a smaller network would help."]
-    return [f"{said} The training loss rose too: training is unstable. Lower training.learning_rate."]
 
 
 # -- what the templates are given ----------------------------------------------------------------------------------
@@ -209,10 +92,10 @@ def numbers(evaluation: Evaluation, dims: int) -> dict[str, Number]:
     return {key: Number(key, title, value, error, unit) for key, title, value, error, unit in rows if value is not None}
 
 
-def _facts(found: Findings, frames: list[Tensor]) -> dict[str, Any]:
+def _facts(found: Case, frames: list[Tensor]) -> dict[str, Any]:
     run, spec, model = found.run, found.run.spec, found.model
     return {
-        "title": f"{_stem(run.config.recipe)} on {_stem(run.config.data.source)}",
+        "title": f"{stem(run.config.recipe)} on {stem(run.config.data.source)}",
         "data": describe(spec),
         "is_picture": spec.is_picture,
         "levels": spec.levels,
@@ -231,7 +114,8 @@ def _facts(found: Findings, frames: list[Tensor]) -> dict[str, Any]:
         "importance_samples": IMPORTANCE_SAMPLES,
         "effective_sample_size": found.evaluation.effective_sample_size,
         "active_threshold": ACTIVE,
-        "cautions": cautions(found),
+        "findings": run_checks.examine(found),
+        "illnesses": len(run_checks.ILLNESSES),
         "epochs": len(found.lines),
         "best_epoch": _best_epoch(found),
         "duration": duration(found.lines[-1]["seconds"] if found.lines else 0.0),
@@ -250,13 +134,13 @@ def _facts(found: Findings, frames: list[Tensor]) -> dict[str, Any]:
     }
 
 
-def _best_epoch(found: Findings) -> int | None:
+def _best_epoch(found: Case) -> int | None:
     """The epoch whose weights validation chose; None without validation."""
     best = found.run.best()
     return best["epoch"] if best and best["validation"] else None
 
 
-def _curves(found: Findings) -> list[dict[str, Any]]:
+def _curves(found: Case) -> list[dict[str, Any]]:
     if not found.lines:
         return []
     titles = {"elbo": "ELBO", "rate": "Rate", "distortion": "Distortion", "bound": "Importance-weighted bound"}
@@ -280,7 +164,7 @@ def _curves(found: Findings) -> list[dict[str, Any]]:
     return curves
 
 
-def _latent_map(found: Findings) -> dict[str, Any] | None:
+def _latent_map(found: Case) -> dict[str, Any] | None:
     if not found.means.isfinite().all():
         return None
     labels = None if found.examples.labels is None else found.examples.labels.cpu()
@@ -294,7 +178,7 @@ def _latent_map(found: Findings) -> dict[str, Any] | None:
     }
 
 
-def _kl_bars(found: Findings) -> dict[str, Any] | None:
+def _kl_bars(found: Case) -> dict[str, Any] | None:
     if found.kl is None or not found.kl.isfinite().all():
         return None
     return {
@@ -306,7 +190,7 @@ def _kl_bars(found: Findings) -> dict[str, Any] | None:
     }
 
 
-def _made(found: Findings) -> list[tuple[str, str]]:
+def _made(found: Case) -> list[tuple[str, str]]:
     run = found.run
     about, data, training = run.about, run.config.data, run.config.training
     best = run.best()
@@ -330,20 +214,20 @@ def _configuration(run: Run) -> list[tuple[str, str]]:
     rows = [("recipe", run.config.recipe)]
     for group, keys in run.config.to_dict().items():
         if isinstance(keys, Mapping):
-            rows += [(f"{group}.{key}", _plain(value)) for key, value in keys.items()]
+            rows += [(f"{group}.{key}", plain(value)) for key, value in keys.items()]
     return rows
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------
 
 
-def _sampled(found: Findings) -> Tensor:
+def _sampled(found: Case) -> Tensor:
     """Means of p(x|z) at draws of z from the prior."""
     noise = generator("report", device=found.examples.device)
     return found.model.sample(_sheet_size(found.run.spec, 64), generator=noise).cpu()
 
 
-def _reconstructed(found: Findings) -> tuple[Tensor, Tensor]:
+def _reconstructed(found: Case) -> tuple[Tensor, Tensor]:
     """The first examples, and the means of p(x|z) at their posterior means."""
     shown = found.examples.head(_sheet_size(found.run.spec, 32) // 2)
     x = shown.batch()
@@ -359,7 +243,7 @@ def _sheet_size(spec: DataSpec, most: int) -> int:
     return max(8, min(most, SHEET_NUMBERS // spec.dims) // 8 * 8)
 
 
-def _animation(found: Findings, frames: list[Tensor]) -> dict[str, Any] | None:
+def _animation(found: Case, frames: list[Tensor]) -> dict[str, Any] | None:
     """The originals, and strips of their reconstructions and of samples: one row a frame."""
     if not frames:
         return None
@@ -398,16 +282,6 @@ def duration(seconds: float) -> str:
     return words.replace(" ", "\u00a0")
 
 
-def rounded(value: float, error: float | None = None) -> str:
-    """−1,234.57: to two digits of its error, or to two decimals, with a true minus sign."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    if not math.isfinite(value):
-        return "not finite"
-    decimals = min(6, max(0, 1 - math.floor(math.log10(error)))) if error and math.isfinite(error) else 2
-    return f"{value:,.{decimals}f}".replace("-", "−")
-
-
 def markdown(text: str) -> str:
     """Text in one line that Markdown and HTML leave as it is."""
     line = re.sub(r"[^\S\u00a0]+", " ", text).strip()
@@ -425,15 +299,18 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {key: finite.get(key) for key in values}
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of the configuration as text: `200, 200`."""
     return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """The name of a recipe or a source without its folder and ending."""
     return Path(name).stem or name
 
 
-def _render(template: str, facts: Mapping[str, Any]) -> str:
+def render(template: str, facts: Mapping[str, Any]) -> str:
+    """A template of `templates/` with its facts filled in."""
     environment = Environment(
         loader=PackageLoader("vaelab"),
         autoescape=template.endswith(".html.j2"),

@@ -96,10 +96,7 @@ class Run:
 
     def best(self) -> dict[str, Any] | None:
         """The line of the epoch whose weights were kept: lowest validation loss, else the last; None before any."""
-        lines = self.metrics()
-        if not lines or lines[-1]["validation"] is None:
-            return lines[-1] if lines else None
-        return min(lines, key=lambda line: line["validation"]["loss"])
+        return best_line(self.metrics())
 
     def summary(self) -> dict[str, Any]:
         """What `vaelab train --json` prints: how the training went, and its closing numbers."""
@@ -197,6 +194,13 @@ class Run:
 
 def _plugin_options(about: Mapping[str, Any]) -> str:
     return "".join(f" --plugin {shlex.quote(name)}" for name in about.get("plugins", ()))
+
+
+def best_line(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of the lines of metrics.jsonl, that of the lowest validation loss; the last one where nothing was validated."""
+    if not lines or lines[-1]["validation"] is None:
+        return lines[-1] if lines else None
+    return min(lines, key=lambda line: line["validation"]["loss"])
 
 
 def check_free(path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vaelab.data.spec import DataSpec
+from vaelab.data.spec import DataSpec, Factor
 from vaelab.data.stream import Broadcast, Drawn, Rows
 from vaelab.errors import InputError
 
@@ -26,6 +26,7 @@ class Split:
             value on the model's scale (Salakhutdinov & Murray 2008).
         name: of the split, for messages; empty where it has none.
         target: where the batches of a stream arrive.
+        factors: `[N, F]` int64, the value of each known factor, on the CPU; None where none are known.
     """
 
     raw: Tensor | Rows
@@ -34,6 +35,7 @@ class Split:
     dynamic: bool = False
     name: str = ""
     target: torch.device = _CPU
+    factors: Tensor | None = None
 
     def __len__(self) -> int:
         return self.raw.shape[0]
@@ -135,7 +137,8 @@ class Split:
         """Some of the examples, in the order of `index`: a slice, or int64 positions."""
         labels = None if self.labels is None else _take(self.labels, index)
         raw = self.raw.select(index) if isinstance(self.raw, Rows) else _take(self.raw, index)
-        return replace(self, raw=raw, labels=labels)
+        factors = None if self.factors is None else _take(self.factors, index)
+        return replace(self, raw=raw, labels=labels, factors=factors)
 
     def expand(self, shape: tuple[int, ...]) -> "Split":
         """Examples of another shape, repeated along axes of length 1: grey pictures as RGB."""
@@ -184,6 +187,7 @@ class Dataset:
         label_names: the name of label 0, 1, …, where there are names.
         fingerprint: SHA-256 over the stored values, their type and shape, the labels and the division. A run that
             finds another fingerprint was given other data.
+        factor_specs: what the columns of the splits' factors are; None where no factors are known.
     """
 
     spec: DataSpec
@@ -191,6 +195,7 @@ class Dataset:
     levels: int | None
     label_names: tuple[str, ...] | None
     fingerprint: str
+    factor_specs: tuple[Factor, ...] | None = None
 
     def __getitem__(self, name: str) -> Split:
         """One split by name.

@@ -10,7 +10,7 @@ from torch import Tensor
 from vaelab.config import DataConfig
 from vaelab.data.dataset import Dataset, Split
 from vaelab.data.division import Division, derive_seed
-from vaelab.data.spec import DataSpec, Kind
+from vaelab.data.spec import DataSpec, Factor, Kind
 from vaelab.data.stream import Rows, Thresholded
 from vaelab.errors import InputError
 
@@ -26,6 +26,8 @@ class Examples:
         division: which examples belong to which split.
         labels: `[N]` int64, or None.
         label_names: the names of label 0, 1, …, or None.
+        factors: `[N, F]` int64, the value of each known factor, or None.
+        factor_specs: what the columns of `factors` are.
     """
 
     raw: Tensor | Rows
@@ -33,6 +35,8 @@ class Examples:
     division: Division
     labels: Tensor | None = None
     label_names: tuple[str, ...] | None = None
+    factors: Tensor | None = None
+    factor_specs: tuple[Factor, ...] | None = None
 
 
 def prepare(examples: Examples, config: DataConfig) -> Dataset:
@@ -70,10 +74,12 @@ def prepare(examples: Examples, config: DataConfig) -> Dataset:
     for name, part in examples.division.items():
         dynamic = config.binarize == "dynamic" and name == "train" and binary is not values
         whole = replace(values, dynamic=True) if dynamic else binary
-        splits[name] = replace(whole, labels=examples.labels, name=name).select(part)
+        told = replace(whole, labels=examples.labels, factors=examples.factors, name=name)
+        splits[name] = told.select(part)
     highest = {"binary": 2, "levels": levels, "real": None}[kind]
     spec = DataSpec(tuple(examples.raw.shape[1:]), kind, highest, _classes(examples))
-    return Dataset(spec, splits, levels, examples.label_names, _fingerprint(examples.raw, splits, config))
+    fingerprint = _fingerprint(examples.raw, splits, config)
+    return Dataset(spec, splits, levels, examples.label_names, fingerprint, examples.factor_specs)
 
 
 def _classes(examples: Examples) -> int | None:

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 from vaelab.config import DataConfig, nearest
-from vaelab.data import freyfaces, hub, mnist
+from vaelab.data import freyfaces, hub, mnist, shapes
 from vaelab.data.arrays import load_array
 from vaelab.data.dataset import Dataset
 from vaelab.data.division import divide_randomly
 from vaelab.data.folder import load_folder
 from vaelab.data.prepare import Examples, prepare
+from vaelab.data.sprites import load_sprites
 from vaelab.errors import InputError
 
 
@@ -32,9 +33,13 @@ def load_digits(config: DataConfig) -> Examples:
 
 _NAMED: dict[str, Callable[[DataConfig], Examples]] = {
     "digits": load_digits,
+    "sprites": load_sprites,
     "mnist": mnist.load_mnist,
     "freyfaces": freyfaces.load_freyfaces,
+    "dsprites": shapes.load_dsprites,
+    "3dshapes": shapes.load_3dshapes,
 }
+_ON_DISK = ("dsprites", "3dshapes")  # always read batch by batch
 
 
 def load(config: DataConfig) -> Dataset:
@@ -54,7 +59,7 @@ def load(config: DataConfig) -> Dataset:
         return prepare(load_folder(path, config), config)
     if config.size is not None and (source in _NAMED or path.exists()):
         raise InputError(f"data.size={config.size}: only a folder of pictures is resized; leave it out for {source}")
-    if source in _NAMED and config.stream is True:
+    if source in _NAMED and source not in _ON_DISK and config.stream is True:
         raise InputError(f"data.stream=true: {source} is always in memory; leave data.stream out")
     if source in _NAMED:
         return prepare(_NAMED[source](config), config)
@@ -72,10 +77,14 @@ def load(config: DataConfig) -> Dataset:
 def sources() -> list[tuple[str, str, str]]:
     """What there is, for a listing: name, description and status."""
     later = "to download"
+    dsprites = "found" if shapes.dsprites_file().is_file() else later
     return [
         ("digits", "1,797 grey digits, 8 x 8, 17 levels, labels", "built in"),
+        ("sprites", "26,880 colored shapes, 32 x 32, six factors", "built in"),
         ("mnist", "70,000 grey digits, 28 x 28, 256 levels, labels", "found" if mnist.is_present() else later),
         ("freyfaces", "1,965 frames of a face, 28 x 20, 256 levels", "found" if freyfaces.is_present() else later),
+        ("dsprites", "737,280 white shapes, 64 x 64, five factors", dsprites),
+        ("3dshapes", "480,000 shapes in rooms, 64 x 64, six factors", shapes.shapes_status()),
         ("FOLDER", "your pictures, any format and size: data.size=64", "yours"),
         ("FILE.npy", "your array [N, D], [N, H, W] or [N, C, H, W]", "yours"),
         ("FILE.npz", "the same as array x; integer labels as y", "yours"),

@@ -34,3 +34,18 @@ class DataSpec:
     def is_picture(self) -> bool:
         """Whether an example can be shown as a grey (1 channel) or colour (3 channels) picture."""
         return len(self.shape) == 3 and self.shape[0] in (1, 3)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One of the independent causes that data were made from: the shape of a sprite, say.
+
+    Attributes:
+        name: of the factor.
+        size: how many values it takes, counted 0 … size − 1.
+        ordered: whether its values have an order; those of a shape have none.
+    """
+
+    name: str
+    size: int
+    ordered: bool = True

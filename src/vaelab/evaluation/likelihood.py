@@ -3,90 +3,39 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from vaelab.data import Split
 from vaelab.errors import InputError
+from vaelab.evaluation.annealed import (
+    AnnealedEstimate,
+    Annealing,
+    annealed_importance_sampling,
+    bracket,
+    check_annealing,
+    examples_at_once,
+)
 from vaelab.evaluation.estimates import PerExample, batches, chunks_of_terms, estimate
+from vaelab.evaluation.gaps import Fit, check_gaps
+from vaelab.evaluation.gaps import gaps as measure_gaps
 from vaelab.evaluation.latents import active
+from vaelab.evaluation.pareto import FEWEST, highest_k
+from vaelab.evaluation.quadrature import check_quadrature, in_float64, quadrature
+from vaelab.evaluation.result import AVERAGES, GAPS, Evaluation, Method
+from vaelab.evaluation.surgery import check_split, rate_split
 from vaelab.model import Model
+from vaelab.noise import generator
 from vaelab.runs import Run, load
 
 DRAWS = 64
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Averages over `n` examples, in nats an example; None where a number has no meaning for the model.
-
-    Attributes:
-        elbo: −(rate + distortion), a lower bound of log p(x).
-        rate: KL(q(z|x) ‖ p(z)).
-        distortion: −E_q[log p(x|z)].
-        log_px: importance-sampled log p(x): in expectation a lower bound, tighter than the ELBO.
-        *_stderr: standard error over examples and Monte Carlo draws together.
-        *_monte_carlo: the part of it that is due to the draws, and falls with their number; None if it is unknown.
-            That of log_px is a lower limit: on MNIST with K = 500 and an effective sample size of 17, log_px varies
-            over seeds by twice as much.
-        importance_samples: K, draws an example for log_px.
-        effective_sample_size: mean over examples of 1 / Σ w̃², between 1 and K.
-        bits_per_dim: −log_px / (D ln 2); None where data are no discrete levels.
-        active_units: latents with Var_x(E_q[z]) > 0.01 (Burda et al. 2016, section 5.2).
-        scale_at_floor: share of learned scales that their floor holds up; None where none is learned.
-        rates: the rate of each group of latents (layers of a hierarchy, real and categorical latents); None where there
-            is one group.
-    """
-
-    split: str
-    n: int
-    elbo: float | None
-    elbo_stderr: float | None
-    elbo_monte_carlo: float | None
-    rate: float | None
-    rate_stderr: float | None
-    rate_monte_carlo: float | None
-    distortion: float
-    distortion_stderr: float | None
-    distortion_monte_carlo: float | None
-    log_px: float | None
-    log_px_stderr: float | None
-    log_px_monte_carlo: float | None
-    importance_samples: int
-    effective_sample_size: float | None
-    bits_per_dim: float | None
-    active_units: int | None
-    latent_dim: int
-    scale_at_floor: float | None
-    rates: dict[str, float] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The keys of `vaelab evaluate --json`; a number that is not finite is None, for JSON has no other word."""
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in asdict(self).items()
-        }
-
-    def __str__(self) -> str:
-        lines = [f"{self.split}: {self.n} examples, {self.importance_samples} importance samples; nats per example"]
-        for name in ("elbo", "rate", "distortion", "log_px"):
-            value, error = getattr(self, name), getattr(self, f"{name}_stderr")
-            error_bar = "" if error is None else f" ± {error:.3f}"
-            lines.append(f"  {name:<22}" + ("-" if value is None else f"{value:10.3f}{error_bar}"))
-        for name, rate in (self.rates or {}).items():
-            lines.append(f"  {'rate of ' + name:<22}{rate:10.3f}")
-        for name in ("effective_sample_size", "bits_per_dim", "active_units", "latent_dim"):
-            value = getattr(self, name)
-            if value is not None:
-                lines.append(f"  {name:<22}{value:10.4g}")
-        if self.scale_at_floor:
-            lines.append(
-                f"  {self.scale_at_floor:.1%} of the learned scales rest on their floor (likelihood.scale_floor)"
-            )
-        return "\n".join(lines)
+UNTRUSTED = 0.2  # share of examples with a tail too heavy, above which log_px comes with a warning
+FLOAT32 = 2**-23  # relative rounding of the densities
+GRID_ERROR = 1e-4  # nats that a finer grid may still change log p(x); far below what the examples leave open
+MODEL_SAMPLES = 100  # at most, for the bounds from both sides by annealing
 
 
 def evaluate(
@@ -95,28 +44,61 @@ def evaluate(
     split: str = "test",
     limit: int | None = None,
     seed: int = 0,
+    *,
+    method: Method = "importance",
+    annealing: Annealing | None = None,
+    split_rate: bool = False,
+    gaps: bool = False,
 ) -> Evaluation:
-    """Held-out numbers of a run's best weights, always in float32.
+    """Held-out numbers of a run's best weights, always in float32 or better.
 
     Args:
-        importance_samples: K, draws of z an example for log_px. Memory does not grow with K.
+        importance_samples: K, draws of z an example for log_px. Memory does not grow with K. Annealing and quadrature
+            have no use for them.
         split: "test", "validation" or "train".
         limit: only the first `limit` examples.
         seed: of the draws of z.
+        method: how log p(x) is estimated: `importance` sampling from q(z|x), for every model with a density; `annealed`
+            importance sampling, for real latents; or `quadrature`, for at most two real latents, or few categories.
+            The latter two look at decoder and prior alone. An autoencoder is refused: its prior has no part in training.
+        annealing: chains, temperatures and schedule, if the method is `annealed`. It also bounds log p(x) from both
+            sides on samples of the model: as many as there are examples, but 100 at most.
+        split_rate: take the rate apart: mutual information, total correlation, dimension-wise KL.
+        gaps: fit q(z|x) to each example by itself, for the approximation and the amortization gap. Their log_px
+            is by quadrature for one or two latents, else by max(K, 1000) importance samples from the fitted q.
 
     Raises:
-        InputError: no such run or split, or the run's data have changed.
+        InputError: no such run or split, the run's data have changed, or the model is not one for what is asked.
     """
-    if importance_samples < 1:
-        raise InputError(f"importance_samples={importance_samples}: must be at least 1")
-    if limit is not None and limit < 1:
-        raise InputError(f"limit={limit}: must be at least 1")
+    for name, value in (("importance_samples", importance_samples), ("limit", limit)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value}: must be at least 1")
+    if method not in get_args(Method):
+        raise InputError(f"method={method}: must be importance, annealed or quadrature")
+    if annealing is not None and method != "annealed":
+        raise InputError(f"chains and temperatures are those of annealing, and method={method}; use --method annealed")
     run = Run.open(run)
     model = load(run)
+    if method != "importance" and not model.has_density:
+        raise InputError(f"{run}: an autoencoder, whose prior has no part in training, so its log p(x) means nothing; "
+                         "leave --method out")  # fmt: skip
+    checks = {check_annealing: method == "annealed", check_quadrature: method == "quadrature"}
+    for check, wanted in (checks | {check_split: split_rate, check_gaps: gaps}).items():
+        if wanted:
+            check(model)
     examples = examples_of(run, split)
     if limit is not None:
         examples = examples.head(limit)
-    return evaluate_model(model, examples, importance_samples, split=split, seed=seed)
+    found = evaluate_model(model, examples, importance_samples if method == "importance" else 1, split=split, seed=seed)
+    if method == "annealed":
+        found = _annealed(found, model, examples, annealing or Annealing(), seed)
+    elif method == "quadrature":
+        found = _integrated(found, model, examples, seed)
+    return replace(
+        found,
+        rate_split=asdict(rate_split(model, examples, seed=seed)) if split_rate else None,
+        gaps=_gaps(model, examples, importance_samples, seed) if gaps else None,
+    )
 
 
 def examples_of(run: Run, split: str) -> Split:
@@ -131,6 +113,14 @@ def examples_of(run: Run, split: str) -> Split:
 @torch.no_grad()
 def evaluate_model(model: Model, examples: Split, importance_samples: int, *, split: str, seed: int = 0) -> Evaluation:
     """The same for a model in memory."""
+    return evaluate_each(model, examples, importance_samples, split=split, seed=seed)[0]
+
+
+@torch.no_grad()
+def evaluate_each(
+    model: Model, examples: Split, importance_samples: int, *, split: str, seed: int = 0
+) -> tuple[Evaluation, list[PerExample]]:
+    """The averages, and what they are averages of: the numbers of every example, batch by batch."""
     model.eval()
     draws = max(importance_samples, DRAWS)
     parts: list[PerExample] = []
@@ -146,22 +136,32 @@ def evaluate_model(model: Model, examples: Split, importance_samples: int, *, sp
         raise InputError(f"{split}: every example holds NaN or infinite values; there is nothing to evaluate")
     latents = torch.cat(means)
     numbers: dict[str, Any] = {}
-    for name in ("elbo", "rate", "distortion", "log_px"):
-        numbers |= _average(name, parts)
+    for name in AVERAGES:
+        values = [getattr(part, name) for part in parts]
+        known = values[0] is not None
+        variances = [getattr(part, f"{name}_variance") for part in parts]
+        no_number: dict[str, Any] = dict.fromkeys((name, f"{name}_stderr", f"{name}_monte_carlo"))
+        numbers |= _averages(name, torch.cat(values), torch.cat(variances)) if known else no_number
     sizes = [part.effective_sample_size for part in parts if part.effective_sample_size is not None]
-    log_px: float | None = numbers["log_px"]
-    return Evaluation(
+    draws_differ = "stochastic" in model.provides
+    trusted = [part.trusted for part in parts if part.trusted is not None and draws_differ]
+    untrusted = 1 - float(torch.cat(trusted).double().mean()) if trusted else None
+    averages = Evaluation(
         split=split,
         n=len(latents),
         **numbers,
         importance_samples=importance_samples,
         effective_sample_size=float(torch.cat(sizes).mean()) if sizes else None,
-        bits_per_dim=_bits_per_dim(model, log_px),
+        bits_per_dim=_bits_per_dim(model, numbers["log_px"]),
         active_units=int(active(latents, model.latents).sum()) if sizes else None,
         latent_dim=model.latents.count,
         scale_at_floor=float(torch.stack(floors).mean()) if floors else None,
         rates={name: float(torch.cat([part.rates[name] for part in parts]).mean()) for name in parts[0].rates} or None,
+        log_px_method="importance" if draws_differ or not sizes else "elbo",
+        untrusted=untrusted,
+        warning=_warning(model, untrusted, importance_samples),
     )
+    return averages, parts
 
 
 @torch.no_grad()
@@ -190,19 +190,89 @@ def _bound(log_weights: Tensor, k: int) -> Tensor:
     return (groups.logsumexp(1) - math.log(k)).mean(0)
 
 
-def _average(name: str, parts: list[PerExample]) -> dict[str, float | None]:
-    """Mean, standard error over examples (which contains the draws' part), and the draws' part alone."""
-    values = [getattr(part, name) for part in parts]
-    if values[0] is None:
-        return dict.fromkeys((name, f"{name}_stderr", f"{name}_monte_carlo"))
-    all_values: Tensor = torch.cat(values)
-    variances: Tensor = torch.cat([getattr(part, f"{name}_variance") for part in parts])
-    n = len(all_values)
-    return {
-        name: float(all_values.mean()),
-        f"{name}_stderr": float(all_values.std() / math.sqrt(n)) if n > 1 else None,
-        f"{name}_monte_carlo": None if variances.isnan().any() else float(variances.sum().sqrt() / n),
-    }
+def _averages(name: str, values: Tensor, variances: Tensor) -> dict[str, Any]:
+    """Mean of values [N], standard error over examples (which contains the draws' part), and the draws' part alone.
+
+    The latter comes from the Monte Carlo variance of each value, [N].
+    """
+    left = variances.sum() / len(values) ** 2
+    if name == "log_px":
+        left = left + (variances.mean() / 2).square() + (FLOAT32 * values.abs().mean()).square()
+    return _mean_and_error(name, values) | {f"{name}_monte_carlo": None if left.isnan() else float(left.sqrt())}
+
+
+def _mean_and_error(name: str, values: Tensor) -> dict[str, float | None]:
+    """The mean of one number an example, [N], and its standard error over examples."""
+    n = len(values)
+    return {name: float(values.mean()), f"{name}_stderr": float(values.std() / math.sqrt(n)) if n > 1 else None}
+
+
+def _warning(model: Model, untrusted: float | None, importance_samples: int) -> str | None:
+    """One sentence where log_px is not to be trusted."""
+    if untrusted is None or untrusted <= UNTRUSTED:
+        return None
+    measured = f" (Pareto k above {highest_k(importance_samples):.2f})" if importance_samples >= FEWEST else ""
+    other = " or --method annealed" if model.latents.holds == "real" else ""
+    other = " or --method quadrature" if model.latents.holds == "real" and model.latents.real <= 2 else other
+    samples = "samples are" if importance_samples > 1 else "sample is"
+    return (
+        f"warning: {importance_samples} importance {samples} too few for {untrusted:.0%} of the examples{measured}, "
+        f"so log_px is rather too low; use --importance-samples {10 * importance_samples}{other}"
+    )
+
+
+@torch.no_grad()
+def _annealed(found: Evaluation, model: Model, examples: Split, how: Annealing, seed: int) -> Evaluation:
+    """The same with log p(x) by annealing, and bounds from both sides on samples of the model."""
+    parts: list[AnnealedEstimate] = []
+    labels: list[Tensor] = []
+    for x, y, noise in batches(examples, seed, examples_at_once(model, how)):
+        parts.append(annealed_importance_sampling(model, x, how, noise, y))
+        labels += [] if y is None else [y]
+    log_px = torch.cat([one.log_px for one in parts])
+    number = min(len(log_px), MODEL_SAMPLES)
+    y = None if model.labels is None else torch.cat(labels)[:number]
+    bounds = bracket(model, number, how, generator(seed, "bracket", device=examples.device), y)
+    sides = {"lower": bounds.lower, "upper": bounds.upper, "width": bounds.upper - bounds.lower}
+    told: dict[str, Any] = {"n": number, "chains": how.chains, "temperatures": how.temperatures}
+    for name, values in sides.items():
+        told |= _mean_and_error(name, values)
+    return replace(
+        _without_weights(found, "annealed"),
+        **_averages("log_px", log_px, torch.cat([one.variance for one in parts])),
+        bits_per_dim=_bits_per_dim(model, float(log_px.mean())),
+        effective_sample_size=float(torch.cat([one.effective_sample_size for one in parts]).mean()),
+        annealed=told | {"acceptance": float(torch.cat([one.acceptance for one in parts]).mean())},
+    )
+
+
+def _integrated(found: Evaluation, model: Model, examples: Split, seed: int) -> Evaluation:
+    """The same with log p(x) by quadrature."""
+    exact = in_float64(model)
+    parts = [quadrature(exact, x, y, tolerance=GRID_ERROR) for x, y, _ in batches(examples, seed)]
+    log_px: Any = _mean_and_error("log_px", torch.cat([one.log_px for one in parts]))
+    return replace(
+        _without_weights(found, "quadrature"),
+        **log_px,
+        log_px_monte_carlo=float(torch.cat([one.error for one in parts]).mean()),
+        bits_per_dim=_bits_per_dim(model, log_px["log_px"]),
+        effective_sample_size=None,
+    )
+
+
+def _without_weights(found: Evaluation, method: Method) -> Evaluation:
+    """The same without what tells of importance weights."""
+    return replace(found, importance_samples=0, log_px_method=method, untrusted=None, warning=None)
+
+
+def _gaps(model: Model, examples: Split, importance_samples: int, seed: int) -> dict[str, Any]:
+    """Averages of what inference loses."""
+    how = Fit(importance_samples=max(importance_samples, Fit.importance_samples))
+    parts = [measure_gaps(model, x, how, noise, y) for x, y, noise in batches(examples, seed)]
+    averages: dict[str, Any] = {}
+    for name in GAPS:
+        averages |= _mean_and_error(name, torch.cat([getattr(part, name) for part in parts]))
+    return averages
 
 
 def _bits_per_dim(model: Model, log_px: float | None) -> float | None:

@@ -92,7 +92,7 @@ def sample(
     z = model.sample_latents(n, noise)
     made = Samples(show(model, z, draw, noise, y), z, y)
     asked = "" if label is None else f" of label {label}"
-    caption = f"{count(n, 'sample')}{asked}: {shown(draw)}, z ~ {_prior(model)}, seed {seed}"
+    caption = f"{count(n, 'sample')}{asked}: {shown(draw)}, z ~ {prior_words(model)}, seed {seed}"
 
     def sheet(made: Samples) -> Image.Image:
         return pictures.grid(made.x, caption=caption) if run.spec.is_picture else pictures.heatmap(made.x, caption)
@@ -189,6 +189,7 @@ def _stops(n: int, y: Tensor | None) -> list[Tensor]:
     return [at for part in torch.arange(n).split(counts) for at in part.tensor_split(-(-len(part) // STOPS))]
 
 
-def _prior(model: Model) -> str:
+def prior_words(model: Model) -> str:
+    """Where the z of samples are from."""
     name = "N(0, I)" if isinstance(model.prior, StandardNormal) else "p(z)"
     return name if model.has_density else f"{name} (an autoencoder is not trained to match it)"

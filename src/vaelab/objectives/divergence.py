@@ -63,15 +63,20 @@ def mmd_squared(z: Tensor, y: Tensor, kernel: Kernel, width: float) -> Tensor:
     def between(a: Tensor, b: Tensor) -> Tensor:
         # Distances from differences: by matrix products those of close points would be lost to rounding.
         squared = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
-        if kernel == "rbf":
-            return (-squared / width).exp()
-        return torch.stack([width * scale / (width * scale + squared) for scale in SCALES]).sum(0)
+        return kernel_values(squared, kernel, width)
 
     def within(a: Tensor) -> Tensor:
         values = between(a, a)
         return (values.sum((-2, -1)) - values.diagonal(dim1=-2, dim2=-1).sum(-1)) / (n * (n - 1))
 
     return within(z) + within(y) - 2 * between(z, y.expand_as(z)).mean((-2, -1))
+
+
+def kernel_values(squared: Tensor, kernel: Kernel, width: float) -> Tensor:
+    """K at squared distances r, of any shape. `width` is C of `MeanDiscrepancy`."""
+    if kernel == "rbf":
+        return (-squared / width).exp()
+    return torch.stack([width * scale / (width * scale + squared) for scale in SCALES]).sum(0)
 
 
 def rounded(z: Tensor, latents: LatentSpec) -> Tensor:

@@ -167,14 +167,9 @@ def _check_resumed(run: Run, job: Job, processes: int) -> bytes:
 def _create(
     recipe_name: str, overrides: Mapping[str, Any], out: str | os.PathLike[str] | None, processes: Processes
 ) -> tuple[Run, Job]:
-    recipe = recipes.load(recipe_name)
-    config = resolve(recipe_name, recipe.tables, overrides)
     if out is not None:
         check_free(Path(out))
-    check_installed(config.training.log_with)
-    dataset = datasets.load(config.data)
-    config = replace(settle(config, dataset.spec), data=datasets.settled(config.data, dataset))
-    job = make_job(config, dataset, processes)
+    config, dataset, job = plan(recipe_name, overrides, processes)
     path = Path(out) if out is not None else claim_name(recipe_name, config.data.source)
     about: dict[str, Any] = {
         "fingerprint": dataset.fingerprint,
@@ -189,6 +184,20 @@ def _create(
     if dataset.label_names is not None:
         about["label_names"] = list(dataset.label_names)
     return Run.create(path, config, dataset.spec, **about), job
+
+
+def plan(recipe_name: str, overrides: Mapping[str, Any], processes: Processes) -> tuple[Config, Dataset, Job]:
+    """The configuration of a run with nothing left to `auto` that follows from the data; these, and the job.
+
+    Raises:
+        InputError: settings that cannot be trained. Nothing has been written.
+    """
+    recipe = recipes.load(recipe_name)
+    config = resolve(recipe_name, recipe.tables, overrides)
+    check_installed(config.training.log_with)
+    dataset = datasets.load(config.data)
+    config = replace(settle(config, dataset.spec), data=datasets.settled(config.data, dataset))
+    return config, dataset, make_job(config, dataset, processes)
 
 
 def make_job(config: Config, dataset: Dataset, processes: Processes) -> Job:
@@ -347,10 +356,22 @@ def command(
     words = ["vaelab", "train", recipe]
     for plugin in plugins:
         words += ["--plugin", plugin]
-    options = {"data.source": "--data", "training.epochs": "--epochs", "training.seed": "--seed"}
-    for key, value in overrides.items():
-        text = json.dumps(value) if isinstance(value, bool | list | tuple) else str(value)
-        words += [options[key], text] if key in options else [f"{key}={text}"]
+    words += override_words(overrides)
     if out is not None:
         words += ["--out", os.fspath(out)]
     return shlex.join(words)
+
+
+def override_words(overrides: Mapping[str, Any]) -> list[str]:
+    """Configuration keys as words of a command line."""
+    options = {"data.source": "--data", "training.epochs": "--epochs", "training.seed": "--seed"}
+    words: list[str] = []
+    for key, value in overrides.items():
+        text = value_text(value)
+        words += [options[key], text] if key in options else [f"{key}={text}"]
+    return words
+
+
+def value_text(value: Any) -> str:
+    """A value as `parse_override` reads it."""
+    return json.dumps(value) if isinstance(value, bool | list | tuple) else str(value)

@@ -1,0 +1,275 @@
+"""How training went, by the lines of metrics.jsonl."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from vaelab.diagnosis.case import Case
+from vaelab.diagnosis.drawings import curves
+from vaelab.diagnosis.findings import Finding, Illness
+from vaelab.words import rounded
+
+OVERFIT_EPOCHS = 0.8  # over-fitting is worth a word if the best epoch is among the first 80 %, and the last is worse
+OVERFIT_NATS, OVERFIT_SHARE = 0.1, 0.001  # by 0.1 nats and by a thousandth of the loss
+GAP, LOST = 0.25, 0.2  # of what the validation loss fell: the gap to training, and what is lost after the best epoch
+LATE, STEPS = 0.02, 300  # share of the fall in the last tenth of the epochs; updates
+RISE, RISE_NATS, RISE_EPOCHS = 0.03, 0.1, 5  # of the rate over the last tenth of at least 5 epochs
+
+ILLNESSES = (
+    Illness(
+        "not-finite",
+        "numbers that are not finite",
+        "error: one is enough",
+    ),
+    Illness(
+        "skipped-updates",
+        "updates whose gradient was not finite",
+        "warning: one is enough; info under float16 up to 1 % and 10 of them, which find the loss scale",
+    ),
+    Illness(
+        "unfinished",
+        "training that ended early",
+        "warning: fewer epochs than planned, and training.patience is not the reason",
+    ),
+    Illness(
+        "early-stopping",
+        "training that training.patience ended",
+        "info",
+    ),
+    Illness(
+        "no-validation",
+        "no validation examples",
+        "info: nothing tells over-fitting",
+    ),
+    Illness(
+        "over-fitting",
+        "loss of validation above that of training, or rising",
+        f"warning: the gap at the kept epoch is more than {GAP:.0%}, or the later rise more than {LOST:.0%}, of "
+        f"what the validation loss fell in all; info for a smaller rise, of {OVERFIT_NATS:g} nats and a thousandth "
+        "of the loss at least, because the best weights are kept",
+    ),
+    Illness(
+        "unstable",
+        "both losses rising",
+        f"warning: the validation loss ends above its minimum, by {OVERFIT_NATS:g} nats and a thousandth at least, "
+        f"that minimum is among the first {OVERFIT_EPOCHS:.0%} of the epochs, and the training loss rose as well",
+    ),
+    Illness(
+        "under-training",
+        "a loss that is still falling",
+        f"warning: the best loss fell by more than {LATE:.0%} of its whole fall, and a thousandth of the loss, in "
+        f"the last tenth of the epochs; or there were fewer than {STEPS} updates",
+    ),
+    Illness(
+        "rising-kl",
+        "a rate that rises at the end",
+        f"warning: by more than {RISE:.0%} and {RISE_NATS:g} nats over the last tenth of at least {RISE_EPOCHS} epochs",
+    ),
+)
+
+
+def training_end(case: Case) -> Iterator[Finding]:
+    """Whether training took all epochs that were planned."""
+    lines, best, planned = case.lines, case.best, case.planned
+    patience, evidence = case.run.config.training.patience, {"epochs": len(lines), "planned": planned}
+    if not lines:
+        yield Finding(
+            "unfinished",
+            "warning",
+            "Training stopped before its first epoch was complete. The weights are hardly trained.",
+            evidence,
+            "it was interrupted",
+            case.resume,
+        )
+    elif patience and best and len(lines) < planned and len(lines) - best["epoch"] >= patience:
+        yield Finding(
+            "early-stopping",
+            "info",
+            f"Early stopping: after epoch {best['epoch']} the validation loss did not fall for {patience} epochs "
+            f"(training.patience), so training ended after {len(lines)} of {planned}.",
+            evidence,
+            "training.patience",
+            "Nothing to do: the weights of the best epoch were kept.",
+        )
+    elif len(lines) < planned:
+        yield Finding(
+            "unfinished",
+            "warning",
+            f"Training stopped after {len(lines)} of {planned} epochs.",
+            evidence,
+            "it was interrupted, or diverged",
+            case.resume,
+        )
+
+
+def skipped_updates(case: Case) -> Iterator[Finding]:
+    """Updates that were not made, for their gradient was not finite."""
+    skipped = case.lines[-1].get("skipped") if case.lines else 0
+    if not skipped:
+        return
+    steps = case.lines[-1]["step"]
+    few_of_half = case.run.config.training.precision == "float16" and skipped <= 0.01 * steps + 10
+    yield Finding(
+        "skipped-updates",
+        "info" if few_of_half else "warning",
+        f"{skipped} of {steps} updates were skipped, for their gradient was not finite.",
+        {"skipped": skipped, "steps": steps},
+        "too high a learning rate, or data far from 1; checkpoint/latest.json says what the first one was "
+        "(first_skipped)",
+        case.again(case.slower(3), "training.gradient_clip=1"),
+    )
+
+
+def not_finite(case: Case) -> Iterator[Finding]:
+    """A model that gives no numbers."""
+    weights = [parameter.detach().isfinite() for parameter in case.model.parameters()]
+    broken = sum(int((~finite).sum()) for finite in weights)
+    yield Finding(
+        "not-finite",
+        "error",
+        "The numbers are not finite: training has diverged"
+        + (f", and {broken:,} of the weights are no numbers." if broken else "."),
+        {
+            "distortion": case.evaluation.distortion,
+            "elbo": case.evaluation.elbo,
+            "weights": broken,
+            "of": sum(finite.numel() for finite in weights),
+        },
+        "too high a learning rate, or data far from 1",
+        case.again(case.slower(10), "training.gradient_clip=1"),
+        curves(case, "loss", "not-finite"),
+    )
+
+
+def is_finite(case: Case) -> bool:
+    """Whether the model gives numbers."""
+    e = case.evaluation
+    told = [value for value in (e.distortion, e.rate, e.elbo) if value is not None]
+    return all(map(math.isfinite, told)) and bool(torch.isfinite(case.means).all())
+
+
+def no_validation(case: Case) -> Iterator[Finding]:
+    """No examples but those that were trained on."""
+    if case.split == "train":
+        yield Finding(
+            "no-validation",
+            "info",
+            "There are no validation examples. All numbers are of training examples; those of new examples are worse.",
+            {"training_examples": case.total},
+            "data.validation=0, or data that come without",
+            case.again("data.validation=0.1"),
+        )
+
+
+def over_fitting(case: Case) -> Iterator[Finding]:
+    """A validation loss that lies above the training loss, or rises."""
+    best, epochs = case.best, len(case.lines)
+    if not best or not best["validation"] or epochs < 2:
+        return
+    last, kept = case.lines[-1], best["validation"]["loss"]
+    fall = case.lines[0]["validation"]["loss"] - kept
+    gap, lost = kept - best["train"]["loss"], last["validation"]["loss"] - kept
+    least = max(OVERFIT_NATS, OVERFIT_SHARE * abs(kept))
+    late = best["epoch"] < OVERFIT_EPOCHS * epochs and lost > least
+    wide = fall > 0 and gap > GAP * fall and gap > least
+    if not late and not wide:
+        return
+    evidence = {"best_epoch": best["epoch"], "epochs": epochs, "gap": gap, "rise": lost, "fall": fall}
+    told = (
+        f"The validation loss was lowest after epoch {best['epoch']} of {epochs}, and {rounded(lost)} nats higher at "
+        f"the end. The weights of epoch {best['epoch']} were kept."
+    )
+    if late and last["train"]["loss"] >= best["train"]["loss"]:
+        yield Finding(
+            "unstable",
+            "warning",
+            f"{told} The training loss rose too: training is unstable.",
+            evidence | {"training_rise": last["train"]["loss"] - best["train"]["loss"]},
+            "too high a learning rate",
+            case.again(case.slower(3)),
+            curves(case, "loss", "unstable"),
+        )
+    else:
+        yield _over_fitted(
+            case, f"{told} The training loss went on falling: over-fitting. " if late else "", evidence, wide
+        )
+
+
+def _over_fitted(case: Case, told: str, evidence: dict[str, Any], wide: bool) -> Finding:
+    gap, fall, lost = evidence["gap"], evidence["fall"], evidence["rise"]
+    grave = wide or lost > LOST * fall
+    return Finding(
+        "over-fitting",
+        "warning" if grave else "info",
+        f"{told}At epoch {evidence['best_epoch']}, of the kept weights, validation examples cost {rounded(gap)} nats "
+        f"more than training examples; the validation loss has fallen by {rounded(fall)} in all.",
+        evidence,
+        "more capacity or more epochs than so many training examples can bear",
+        case.again("training.weight_decay=0.01", "training.patience=10", *_smaller(case)),
+        curves(case, "loss", "over-fitting"),
+    )
+
+
+def _smaller(case: Case) -> list[str]:
+    """The key of a network with a quarter of the hidden units, where it has any."""
+    widths = getattr(case.run.config.network, "hidden", None)
+    if isinstance(widths, int):
+        return [f"network.hidden={max(1, widths // 4)}"]
+    return [f"network.hidden={','.join(str(max(1, width // 4)) for width in widths)}"] if widths else []
+
+
+def under_training(case: Case) -> Iterator[Finding]:
+    """A loss that still falls when training ends."""
+    lines = case.lines
+    if not lines:
+        return
+    losses = [line[case.compared]["loss"] for line in lines]
+    tail = max(1, len(losses) // 10)
+    before, fall = min(losses[:-tail], default=math.inf), losses[0] - min(losses)
+    late = max(0.0, before - min(losses)) if math.isfinite(before) else 0.0
+    share = late / fall if fall > 0 else 0.0
+    steps = lines[-1]["step"]
+    slow = share > LATE and late > OVERFIT_SHARE * abs(min(losses))
+    if not slow and steps >= STEPS:
+        return
+    still = (
+        f"In the last {f'{tail} epochs' if tail > 1 else 'epoch'} of {len(lines)} the loss fell by {rounded(late)} "
+        f"nats, {share:.0%} of its whole fall: it is still improving."
+    )
+    wanted = max(10, 3 * len(lines), -(-1500 * len(lines) // max(1, steps)))
+    yield Finding(
+        "under-training",
+        "warning",
+        still if slow else f"The weights were updated {steps} times only.",
+        {"fall_at_the_end": late, "fall": fall, "share": share, "steps": steps, "epochs": len(lines)},
+        "too few epochs, or too low a learning rate",
+        case.resume if len(lines) < case.planned else case.again("--epochs", str(wanted)),
+        curves(case, "loss", "under-training"),
+    )
+
+
+def rising_kl(case: Case) -> Iterator[Finding]:
+    """A rate that rises when training ends."""
+    rates = [line[case.compared].get("rate") for line in case.lines]
+    if len(rates) < RISE_EPOCHS or any(rate is None for rate in rates):
+        return
+    tail = max(1, len(rates) // 10)
+    before, end = rates[-1 - tail], rates[-1]
+    if not (end - before > RISE * abs(before) and end - before > RISE_NATS):
+        return
+    best = case.best
+    by_heart = best is not None and best["epoch"] < OVERFIT_EPOCHS * len(rates)
+    yield Finding(
+        "rising-kl",
+        "warning",
+        f"The rate rose from {rounded(before)} to {rounded(end)} nats over the last "
+        f"{f'{tail} epochs' if tail > 1 else 'epoch'} of {len(rates)}.",
+        {"before": before, "end": end, "rise": end - before, "epochs": tail},
+        "the encoder learns training examples by heart: the validation loss no longer falls"
+        if by_heart
+        else "latents are still coming into use, or a schedule (capacity, warm-up) is not over",
+        case.again(*(["training.patience=10"] if by_heart else ["--epochs", str(2 * len(rates))])),
+        curves(case, "rate", "rising-kl"),
+    )

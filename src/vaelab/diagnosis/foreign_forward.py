@@ -1,0 +1,304 @@
+"""Checks of what forward does: outputs, noise, the use of the log-variance, and gradients."""
+
+import re
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from vaelab.diagnosis.findings import Finding, Illness
+from vaelab.diagnosis.model_file import change, leave, line_of
+from vaelab.diagnosis.patient import RIGHT_KL, Patient
+from vaelab.diagnosis.reading import READINGS, Noise, gradients, meant, moved, words
+from vaelab.diagnosis.tracing import Call, Tracer
+
+MOMENT = 0.1  # mean and standard deviation of the noise are exact, up to a fit whose spread is a hundredth
+EXPLICIT = "z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)"
+FORMULA = {
+    "log-variance": "torch.exp(0.5 * s)",
+    "log-standard-deviation": "torch.exp(s)",
+    "standard-deviation": "s",
+    "variance": "torch.sqrt(s)",
+    "softplus": "F.softplus(s)",
+}
+"""σ from s, in code, by what s is read as."""
+
+ILLNESSES = (
+    Illness("outputs", "which output is which", "always told, as info: found by shape, and by replacing the noise"),
+    Illness("not-finite", "outputs that are no finite numbers", "error: one value is enough"),
+    Illness(
+        "no-noise",
+        "a reconstruction that does not depend on the noise",
+        "error: ε = 0 and ε = 1 give the same, up to 1e-5 of the largest output",
+    ),
+    Illness(
+        "noise-unseen",
+        "noise that does not come from torch",
+        "info: the reconstruction varies, and torch drew nothing that fits the latents",
+    ),
+    Illness("uniform-noise", "`rand` in place of `randn`", "error: the draw that reaches z is uniform"),
+    Illness(
+        "noise-scale",
+        "noise that is shifted or stretched",
+        f"error: the mean of ε is off 0, or its standard deviation off 1, by more than {MOMENT}; both are found to"
+        " 0.01",
+    ),
+    Illness(
+        "shared-noise",
+        "one draw for several examples or latents",
+        "error: fewer numbers are drawn than there are latents in the batch",
+    ),
+    Illness(
+        "log-variance-scale",
+        "log-variance read as something else",
+        "error: σ = f(s) with another f than exp(s/2), while the loss takes s for a log-variance; f is accepted "
+        "where it explains gradients to 1 %",
+    ),
+    Illness(
+        "swapped-outputs",
+        "mean and log-variance exchanged",
+        "error: the output of one's name does the work of the other; or the KL takes one for the other",
+    ),
+    Illness("same-output", "one layer for mean and log-variance", "error: the two are equal, up to 1e-5"),
+    Illness(
+        "no-gradient",
+        "gradients that do not reach the encoder",
+        "error: the reconstruction has no gradient to what makes mean or log-variance, or the loss has none to "
+        "its arguments",
+    ),
+)
+
+
+def outputs(p: Patient) -> Iterator[Finding]:
+    """Which output is which."""
+    reading = p.reading.noise.reading or "log-variance"
+    spread = "input of a softplus" if reading == "softplus" else words(reading)
+    z = "".join(f" {_capital(p.reading.outputs[n].place)}: z itself." for n in p.reading.latent)
+    yield Finding(
+        "outputs",
+        "info",
+        f"{_capital(p.reconstruction.place)}: the reconstruction. {_capital(p.mean.place)}: the mean. "
+        f"{_capital(p.spread.place)}: the {spread}.{z} (Told apart {p.reading.how}.)",
+        {"reconstruction": p.reconstruction.place, "mean": p.mean.place, "log_variance": p.spread.place,
+         "read_as": p.reading.noise.reading, "latents": p.latents, "pixels": p.pixels,
+         "examples_as": "vectors" if p.subject.flat else "given"},
+        remedy="A loss is called as loss(reconstruction, x, mean, log_variance), with these.",
+    )  # fmt: skip
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def finite(p: Patient) -> Iterator[Finding]:
+    """Are all outputs numbers?"""
+    for name, tensor in zip(("reconstruction", "mean", "log-variance"), p.reading.pick(p.reading.outputs), strict=True):
+        share = float((~tensor.isfinite()).float().mean())
+        if share:
+            yield Finding(
+                "not-finite",
+                "error",
+                f"{share:.0%} of the values of the {name} are infinite or not a number (nan), before any training.",
+                {"output": name, "share": share},
+                "a logarithm or a square root of 0 or less, an exp of a large number, or a division by 0",
+                "Print the outputs layer by layer; bound the log-variance: log_variance.clamp(-10, 10).",
+            )
+
+
+# -- noise ---------------------------------------------------------------------------------------------------------
+
+
+def noise(p: Patient) -> Iterator[Finding]:
+    """Does noise reach the decoder, and is it standard normal?"""
+    noise = p.reading.noise
+    draw = noise.draws[0].call if noise.draws else None
+    if not noise.reaches:
+        yield _no_noise(draw)
+    elif draw is None:
+        yield Finding(
+            "noise-unseen",
+            "info",
+            "The reconstruction varies from call to call, but torch drew nothing of the latents' size: the noise comes "
+            "from elsewhere and was not examined.",
+            remedy="Draw it with torch.randn_like(mean).",
+        )
+    else:
+        yield from _moments(noise, draw)
+        if noise.shared:
+            yield _shared(noise, draw, wanted=p.batch * p.latents)
+
+
+def _no_noise(draw: Call | None) -> Finding:
+    why = "noise is drawn, and never reaches the decoder" if draw else "no noise is drawn"
+    return Finding(
+        "no-noise",
+        "error",
+        f"The reconstruction is the same at every call: {why}. This is an autoencoder, not a VAE.",
+        {"draws": int(draw is not None)} | _at(draw),
+        "the mean is decoded in place of a random z; or the noise is added only in model.eval()",
+        f"Decode  {EXPLICIT}" + (f"  (the noise is drawn in {line_of(draw)})" if draw else ""),
+    )
+
+
+def _at(call: Call | None) -> dict[str, str]:
+    return {"line": line_of(call)} if call else {}
+
+
+def _moments(noise: Noise, draw: Call) -> Iterator[Finding]:
+    kind = noise.draws[0].kind
+    evidence = {"kind": kind, "mean": noise.mean, "standard_deviation": noise.stddev} | _at(draw)
+    if kind == "uniform":
+        mean, stddev = (0.5, 12**-0.5) if noise.mean is None or noise.stddev is None else (noise.mean, noise.stddev)
+        yield Finding(
+            "uniform-noise",
+            "error",
+            f"The noise is uniform, with mean {mean:.2f} and standard deviation {stddev:.2f}. It must be normal, with "
+            "mean 0 and standard deviation 1.",
+            evidence | {"mean": mean, "standard_deviation": stddev},
+            "rand in place of randn: the decoder learns other z than the prior N(0, 1) will give it",
+            change(draw, _to_normal, "draw the noise with torch.randn_like"),
+        )
+        return
+    mean, stddev = noise.mean or 0.0, 1.0 if noise.stddev is None else noise.stddev
+    if max(abs(mean), abs(stddev - 1)) > MOMENT:
+        yield Finding(
+            "noise-scale",
+            "error",
+            f"The noise in z = mean + σ · noise has mean {mean:.2f} and standard deviation {stddev:.2f}. It must have "
+            "0 and 1.",
+            evidence,
+            "a factor or a shift on the noise: the KL then speaks of another distribution than z is drawn from",
+            change(draw, leave, "use the noise as it is drawn, z = mean + std * eps"),
+        )
+
+
+def _shared(noise: Noise, draw: Call, wanted: int) -> Finding:
+    drawn = noise.draws[0].values.numel()
+    return Finding(
+        "shared-noise",
+        "error",
+        f"{drawn} random numbers are drawn for a batch that needs {wanted:,}: examples or latents share their noise.",
+        {"drawn": drawn, "wanted": wanted} | _at(draw),
+        "noise of another shape than the mean; torch stretches it silently (broadcasting)",
+        change(draw, lambda text: re.sub(r"torch\.randn\([^()]*(\([^()]*\))?[^()]*\)", "torch.randn_like(mean)", text),
+               "use torch.randn_like(mean)"),
+    )  # fmt: skip
+
+
+def _to_normal(text: str) -> str:
+    text = re.sub(r"\brand(?=_like\(|\()", "randn", text)
+    return re.sub(r"\.uniform_\([^)]*\)", ".normal_()", text)
+
+
+# -- mean and log-variance -----------------------------------------------------------------------------------------
+
+
+def log_variance(p: Patient) -> Iterator[Finding]:
+    """Is σ made as the loss, or the name, says?"""
+    reading = p.reading.noise.reading
+    taken = p.loss.kl.reading if p.loss else None
+    if reading is None or reading == taken or (taken is None and reading in _plausible(p)):
+        return
+    wanted = taken or "log-variance"
+    call = p.where_sigma_is_made()
+    by = "the KL in the loss takes it for" if taken else "the loss is given it as"
+    halve = reading == "log-standard-deviation" and wanted == "log-variance"
+    yield Finding(
+        "log-variance-scale",
+        "error",
+        f"{_capital(p.spread.place)}, call it s, is used as {_a(reading)} where z is drawn: "
+        f"σ = {READINGS[reading][0]}. But {by} {_a(wanted)}: σ = {READINGS[wanted][0]}.",
+        {"used_as": reading, "expected": wanted, "line": line_of(call)},
+        "log-variance, variance and standard deviation are mixed up: z is drawn from another distribution than the KL "
+        "is of",
+        change(call, _halved if halve else leave, f"write σ = {FORMULA[wanted]}, s being {p.spread.name or 'it'}")
+        + (f"\nor, in the loss,  {RIGHT_KL[reading]}" if taken else ""),
+    )  # fmt: skip
+
+
+def _a(reading: str) -> str:
+    return "the input of a softplus" if reading == "softplus" else f"a {words(reading)}"
+
+
+def _plausible(p: Patient) -> set[str]:
+    """What the third output may well be, where no loss says it: by its name, and by its range."""
+    name = (p.spread.name or "").lower()
+    found = {"log-variance"}
+    if p.range_of("spread")[0] >= 0:
+        found |= {"standard-deviation", "variance"}
+    if re.search(r"log_?(std|sigma|scale|sd)(?!2|_?sq)", name):
+        found.add("log-standard-deviation")
+    return found
+
+
+def _halved(text: str) -> str:
+    text = re.sub(r"torch\.exp\(\s*(?!0?\.5)([\w.]+)\s*\)", r"torch.exp(0.5 * \1)", text)
+    return re.sub(r"(?<![\w.(])([A-Za-z_]\w*)\.exp\(\)", r"(0.5 * \1).exp()", text)
+
+
+def swapped(p: Patient) -> Iterator[Finding]:
+    """Are mean and log-variance two things, each at its place?"""
+    call = p.where_sigma_is_made()
+    if not moved(p.mean.tensor, p.spread.tensor):
+        where, text = p.source_line("return")
+        yield Finding(
+            "same-output",
+            "error",
+            f"Mean ({p.mean.place}) and log-variance ({p.spread.place}) are equal.",
+            {"mean": p.mean.place, "log_variance": p.spread.place, "line": where},
+            "one layer makes both, where there should be two",
+            "Give each of them a linear layer of its own" + (f": {where}  ({text})" if where else "."),
+        )
+    elif meant(p.mean) == "spread" and meant(p.spread) == "mean":
+        yield Finding(
+            "swapped-outputs",
+            "error",
+            f'What is called "{p.mean.name}" is used as the mean of z, and "{p.spread.name}" as its log-variance.',
+            {"mean": p.mean.place, "log_variance": p.spread.place, "line": line_of(call)},
+            "arguments or results in another order than their names say",
+            "Exchange the two where z is drawn" + (f" ({line_of(call)})." if call else "."),
+        )
+
+
+# -- gradients -----------------------------------------------------------------------------------------------------
+
+
+def gradient(p: Patient) -> Iterator[Finding]:
+    """Do gradients of the reconstruction reach the weights that make mean and log-variance?"""
+    seen = Tracer()
+    found = p.subject.run(seen)
+    weights = list(p.subject.last.parameters())
+    reached, of_mean, of_spread = (_with_gradient(one, weights) for one in p.reading.pick(found))
+    lost = [name for name, own in (("mean", of_mean - of_spread or of_mean), ("log-variance", of_spread - of_mean))
+            if own and not own & reached and not (name == "log-variance" and not p.reading.noise.reaches)]  # fmt: skip
+    detached = [name for name, own in (("mean", of_mean), ("log-variance", of_spread)) if not own]
+    if not lost and not detached:
+        return
+    what, encoder = " and ".join(detached or lost), of_mean | of_spread
+    if detached:
+        message = f"The {what} comes out of forward cut off from the weights: no gradient flows back through it."
+    elif not encoder & reached:
+        message = (
+            f"The reconstruction passes no gradient to the weights that make the {what}: 0 of {len(encoder)} weight "
+            "tensors of the encoder are reached. It cannot learn to help the decoder."
+        )
+    else:
+        message = f"The reconstruction passes no gradient to the weights that make the {what} alone."
+    call = seen.break_of_gradient()
+    yield Finding(
+        "no-gradient",
+        "error",
+        message,
+        {"lost": detached or lost, "line": line_of(call), "call": call.name if call else ""},
+        "a draw that gradients cannot pass (sample, torch.normal), or detach, .data, no_grad on the way",
+        change(call, _reparameterized, f"write  {EXPLICIT}"),
+    )
+
+
+def _with_gradient(output: Tensor, weights: list[nn.Parameter]) -> set[int]:
+    """Numbers of the weights to which a random projection of the output has a gradient."""
+    return {number for number, grad in enumerate(gradients(output, [*weights])) if grad is not None}
+
+
+def _reparameterized(text: str) -> str:
+    text = text.replace(".sample()", ".rsample()").replace(".detach()", "")
+    return re.sub(r"torch\.normal\(\s*(\w+)\s*,\s*(\w+)\s*\)", r"\1 + \2 * torch.randn_like(\2)", text)

@@ -1,0 +1,345 @@
+"""Checks of a foreign loss: whether it works, what its reconstruction term is, and what its KL is."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vaelab.diagnosis.findings import Finding, Illness
+from vaelab.diagnosis.foreign_ranges import double_sigmoid
+from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS
+from vaelab.diagnosis.loss_terms import Kl, LossTerms
+from vaelab.diagnosis.model_file import change, leave, line_of, text_of
+from vaelab.diagnosis.patient import RIGHT_KL, Failure, Patient
+from vaelab.diagnosis.reading import words
+from vaelab.diagnosis.tracing import Call
+
+WITH_LOGITS = "use F.binary_cross_entropy_with_logits, or end the decoder with a sigmoid"
+
+ILLNESSES = (
+    Illness("loss-fails", "a loss that raises an error", "error"),
+    Illness("broadcast", "shapes that torch stretches silently", "error: the loss changes when both have one shape"),
+    Illness(
+        "undefined-loss",
+        "a logarithm of 0",
+        "warning: not finite where a reconstruction is exactly the pixel, 0 or 1",
+    ),
+    Illness(
+        "logits-as-probabilities",
+        "binary cross-entropy of outputs without a sigmoid",
+        "error: the loss wants [0, 1], the output goes beyond",
+    ),
+    Illness(
+        "reconstruction-term",
+        "a reconstruction term that is none",
+        "error: wrong sign, no effect, arguments exchanged, or half of the cross-entropy",
+    ),
+    Illness("kl-sign", "a KL with the wrong sign", "error"),
+    Illness(
+        "kl-formula",
+        "a KL that is another formula",
+        "error: the terms are found by least squares, to 1e-4; warning where the factor ½ is missing",
+    ),
+    Illness("no-kl", "a loss without KL", "error: it does not change with mean and log-variance"),
+    Illness(
+        "unrecognized-loss",
+        "terms that are not known here",
+        "info: nothing is said of what could not be recognized",
+    ),
+    Illness("no-loss", "no loss was given", "info: scales and KL were not examined"),
+)
+
+
+def missing(p: Patient) -> Iterator[Finding]:
+    """No loss was given: only what the file of the model shows."""
+    file = inspect.getsourcefile(type(p.subject.model))
+    text = Path(file).read_text(encoding="utf-8") if file and "site-packages" not in file else ""
+    lines = [
+        n for n, line in enumerate(text.splitlines(), 1) if re.search("cross_entropy_with_logits|BCEWithLogits", line)
+    ]
+    if file and lines and p.bounds == (0.0, 1.0):
+        line = f"{Path(file).name}:{lines[0]}"
+        yield double_sigmoid(
+            p,
+            f"The outputs lie between 0 and 1, and {line} takes a cross-entropy with logits, which applies another "
+            "sigmoid.",
+            {"loss_line": line},
+            line,
+        )
+    yield Finding(
+        "no-loss",
+        "info",
+        "Sums and means, the KL and the likelihood were not examined, for no loss was given.",
+        remedy="Give --loss FILE.py:NAME, a function loss(reconstruction, x, mean, log_variance).",
+    )
+
+
+def failed(p: Patient, failure: Failure) -> Finding:
+    """The loss raised an error."""
+    evidence = {"error": failure.error, "line": line_of(failure.call)}
+    if p.beyond_unit and "between 0 and 1" in failure.error:
+        message = f"The loss wants outputs between 0 and 1, but they are {_span(p)}. It raises {failure.error}."
+        return _logits(p, message, evidence, failure.call)
+    if "within the support" in failure.error:
+        return Finding(
+            "likelihood-misfit",
+            "error",
+            f"The data are no values of the distribution in the loss. It raises {failure.error}",
+            evidence,
+            "a Bernoulli distribution takes 0 and 1 only, and the data have grey levels",
+            "Examine it with binary data, data.binarize=threshold; or take a distribution of grey levels.",
+        )
+    return Finding(
+        "loss-fails",
+        "error",
+        f"loss(reconstruction, x, mean, log_variance) raises {failure.error}",
+        evidence,
+        "other arguments, shapes or ranges than the model gives",
+        change(failure.call, leave, "give --loss a function of these four, in this order"),
+    )
+
+
+def value(p: Patient, loss: LossTerms) -> Iterator[Finding]:
+    """Does it compare each example with its own reconstruction, and is it finite?"""
+    call = term_call(loss)
+    if loss.broadcasts:
+        shapes = list(p.reconstruction.tensor.shape), list(p.subject.x.shape)
+        yield Finding(
+            "broadcast",
+            "error",
+            f"The reconstruction is {shapes[0]}, x is {shapes[1]}. Torch stretches both to one shape without an error, "
+            "and the loss compares each example with all others.",
+            {"reconstruction": shapes[0], "x": shapes[1], "line": line_of(call)},
+            "an axis of length 1, the channels, is in one of them and not in the other",
+            change(call, leave, "write  x.view_as(reconstruction)  in place of x"),
+        )
+    if loss.undefined:
+        call = loss.tracer.first("log", "logit") or call
+        yield Finding(
+            "undefined-loss",
+            "warning",
+            "The loss is infinite or not a number where a reconstruction is exactly 0 or 1. A sigmoid gives a 1 for "
+            "inputs beyond 17, and training breaks there.",
+            {"line": line_of(call)},
+            "0 times the logarithm of 0",
+            change(call, leave, "use F.binary_cross_entropy_with_logits on outputs without a sigmoid"),
+        )
+
+
+def gradient(p: Patient, loss: LossTerms) -> Iterator[Finding]:
+    """Does it pass gradients to all that it depends on?"""
+    del p
+    if loss.ungraded and loss.distance is not None:
+        call = loss.tracer.first("item", "detach", "__get__")
+        yield Finding(
+            "no-gradient",
+            "error",
+            f"The loss depends on {' and '.join(loss.ungraded)}, but passes no gradient there: training cannot see it.",
+            {"lost": loss.ungraded, "line": line_of(call)},
+            "item, detach, .data or no_grad in the loss",
+            change(
+                call, lambda text: re.sub(r"\.(detach|item)\(\)|\.data\b", "", text), "keep the tensors as they are"
+            ),
+        )
+
+
+# -- the reconstruction term ---------------------------------------------------------------------------------------
+
+
+def term_call(loss: LossTerms) -> Call | None:
+    """Where the reconstruction term is computed."""
+    names = ("binary_cross_entropy_with_logits", "binary_cross_entropy", "mse_loss", "l1_loss", "smooth_l1_loss", "log",
+             "logsigmoid", "square", "pow", "__pow__")  # fmt: skip
+    return next((call for name in names if (call := loss.tracer.first(name))), None)
+
+
+def reconstruction(p: Patient, loss: LossTerms) -> Iterator[Finding]:
+    """Is its reconstruction term one, with the right sign and arguments?"""
+    del p
+    call = term_call(loss)
+    if loss.distance is None:
+        yield Finding(
+            "unrecognized-loss",
+            "info",
+            "The reconstruction term is no squared or absolute error and no binary cross-entropy; its scale was not "
+            "examined.",
+            {"line": line_of(call)},
+            remedy="Hold it to a normalized density: the integral of exp(−term) over x must be 1.",
+        )
+        return
+    found: tuple[str, str, str] | None = None
+    if loss.weight < 0:
+        found = (
+            f"The reconstruction term, a {loss.distance}, enters the loss with the weight {loss.weight:.3g}: the worse "
+            "the picture, the smaller the loss.",
+            "a sign too many or too few", "change the sign: the loss is −log p(x|z) + KL",
+        )  # fmt: skip
+    elif "swapped" in loss.distance:
+        found = (
+            f"The loss is a {loss.distance}: it takes x for the prediction and the reconstruction for the target.",
+            "binary cross-entropy is not symmetric: the prediction comes first",
+            "write  F.binary_cross_entropy(reconstruction, x, ...), and begin the loss's arguments with these two",
+        )
+    elif "half" in loss.distance:
+        found = (
+            "The loss is −x ln r alone: pixels that are 0 cost nothing, whatever the reconstruction r says.",
+            "the second half of the cross-entropy is missing",
+            "add  (1 - x) * torch.log(1 - reconstruction), or use F.binary_cross_entropy",
+        )
+    if found:
+        message, cause, remedy = found
+        evidence = {"term": loss.distance, "weight": loss.weight, "line": line_of(call)}
+        yield Finding("reconstruction-term", "error", message, evidence, cause, change(call, leave, remedy))
+
+
+def sigmoids(p: Patient, loss: LossTerms) -> Iterator[Finding]:
+    """Do model and loss apply one sigmoid between them?"""
+    if loss.distance is None:
+        return
+    low, high = p.reading.ranges.get("reconstruction", (0.0, 1.0))
+    unit, call = p.bounds == (0.0, 1.0), term_call(loss)
+    line = line_of(call)
+    evidence: dict[str, Any] = {"output": [low, high], "loss": loss.distance, "loss_line": line}
+    if "of a sigmoid" in loss.distance and ("logits" in loss.distance or unit):
+        message = f"The loss is a {loss.distance}, of outputs between {low:.2g} and {high:.2g}."
+        yield double_sigmoid(p, message, evidence, line)
+    elif "with logits" in loss.distance and unit:
+        message = (
+            f"The decoder ends with a sigmoid (its outputs lie between {low:.2g} and {high:.2g}), and the loss applies "
+            "another one: probabilities can only be 0.50 to 0.73, so that no pixel can be black or white."
+        )
+        yield double_sigmoid(p, message, evidence, line)
+    elif loss.distance == "binary cross-entropy" and p.beyond_unit:
+        message = f"The loss takes the outputs for probabilities, but they are {_span(p)}."
+        yield _logits(p, message, evidence | {"line": line}, call)
+
+
+def _span(p: Patient) -> str:
+    output = p.reconstruction.tensor.detach()
+    farther = " before any training, and can go farther" if p.bounds is None else ""
+    return f"from {float(output.min()):.3g} to {float(output.max()):.3g}{farther}"
+
+
+def _logits(p: Patient, message: str, evidence: dict[str, Any], call: Call | None) -> Finding:
+    tanh = p.bounds == (-1.0, 1.0)
+    return Finding(
+        "logits-as-probabilities",
+        "error",
+        message,
+        evidence,
+        f"the decoder ends with {'a tanh' if tanh else 'no activation'}, where a sigmoid is expected",
+        "End the decoder with a sigmoid."
+        if tanh
+        else change(
+            call, lambda text: re.sub(r"binary_cross_entropy\(", "binary_cross_entropy_with_logits(", text), WITH_LOGITS
+        ),
+    )
+
+
+# -- the KL --------------------------------------------------------------------------------------------------------
+
+
+def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
+    """Is its KL the KL?"""
+    call = kl_call(loss)
+    if not loss.kl.known:
+        yield Finding(
+            "unrecognized-loss",
+            "info",
+            "What the loss makes of mean and log-variance is no sum of the terms that KL formulas are made of; it was "
+            "not examined.",
+            {"line": line_of(call)},
+            remedy=f"Compare it with  {RIGHT_KL['log-variance']}",
+        )
+    elif loss.kl.is_none:
+        yield Finding(
+            "no-kl",
+            "error",
+            "The loss does not change with mean and log-variance: it has no KL. This trains an autoencoder, whose "
+            "samples from the prior look like nothing.",
+            {},
+            "the KL is left out or multiplied by 0; or the loss returns several numbers, the total not first",
+            f"Add  {RIGHT_KL['log-variance']}",
+        )
+    elif loss.kl.reading and loss.kl.weight < 0:
+        yield Finding(
+            "kl-sign",
+            "error",
+            f"The KL enters the loss with the weight {loss.kl.weight:.3g}: training makes it as large as it can.",
+            {"weight": loss.kl.weight, "line": line_of(call)},
+            "a sign too many or too few",
+            change(call, _other_sign, f"change the sign: {RIGHT_KL[loss.kl.reading]}"),
+        )
+    elif loss.kl.reading is None:
+        yield _formula(loss.kl, call)
+    elif loss.kl.reading != "log-variance" and p.reading.noise.reading is None and "log" in (p.spread.name or ""):
+        yield _misread(loss.kl.reading, call)
+
+
+def kl_call(loss: LossTerms) -> Call | None:
+    """Where the KL is computed: the first line that speaks of one, or else that may be one."""
+    named = (call for call in loss.tracer.calls if re.search("kl|divergence", text_of(call), re.IGNORECASE))
+    return next(named, None) or loss.tracer.first("exp", "pow", "square", "__pow__", "log", "sum")
+
+
+def _other_sign(text: str) -> str:
+    new = re.sub(r"(=|return|\+|\()\s*0\.5\s*\*", r"\1 -0.5 *", text)
+    return new if new != text else re.sub(r"-\s*0\.5\s*\*", "0.5 *", text)
+
+
+def _misread(reading: str, call: Call | None) -> Finding:
+    return Finding(
+        "kl-formula",
+        "error",
+        f"The KL in the loss takes the log-variance for a {reading}.",
+        {"taken_for": reading, "line": line_of(call)},
+        "log-variance, variance and standard deviation are mixed up",
+        change(call, leave, f"write  {RIGHT_KL['log-variance']}"),
+    )
+
+
+def _formula(kl: Kl, call: Call | None) -> Finding:
+    if kl.wrong == EXCHANGED:
+        return Finding(
+            "swapped-outputs",
+            "error",
+            "The KL takes the mean for the log-variance, and the log-variance for the mean.",
+            {"line": line_of(call)},
+            "the loss's last two arguments are in the other order",
+            change(call, leave, "begin the loss with  def loss(reconstruction, x, mean, log_variance)"),
+        )
+    if kl.wrong:
+        return Finding(
+            "kl-formula",
+            "error",
+            "The loss holds KL(prior ‖ posterior). A VAE needs KL(posterior ‖ prior), which is another number.",
+            {"line": line_of(call)},
+            "the two distributions are exchanged",
+            change(call, lambda text: re.sub(r"kl_divergence\((\w+), (\w+)\)", r"kl_divergence(\2, \1)", text),
+                   f"write  {RIGHT_KL['log-variance']}"),
+        )  # fmt: skip
+    name, weight = kl.closest()
+    right = FORMULAS[name]
+    terms = {term: one / (weight or 1) for term, one in kl.terms.items()}
+    differences = [(terms.get(term, 0.0), right.get(term, 0.0), term) for term in {**right, **terms}]
+    told = ", ".join(f"{_factor(is_, term)} in place of {_factor(should, term)}"
+                     for is_, should, term in differences if abs(is_ - should) > 1e-3)  # fmt: skip
+    formula = " ".join(_factor(factor, term, True) for term, factor in right.items()).removeprefix("+ ")
+    return Finding(
+        "kl-formula",
+        "error",
+        f"The KL of a normal distribution with mean m and {words(name)} s from N(0, 1) is {formula} − 0.5, summed over "
+        f"the latents. This loss has {told}.",
+        {"terms": terms, "expected": dict(right), "line": line_of(call)},
+        "a term is missing, or has another factor or sign",
+        change(call, leave, f"write  {RIGHT_KL[name]}"),
+    )
+
+
+def _factor(value: float, term: str, signed: bool = False) -> str:
+    if abs(value) < 1e-3:
+        return f"no {term}"
+    sign = ("+ ", "− ")[value < 0] if signed else ("", "−")[value < 0]
+    number = "" if abs(abs(value) - 1) < 1e-3 else f"{abs(value):.3g} "
+    return f"{sign}{number}{term}"

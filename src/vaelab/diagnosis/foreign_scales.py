@@ -1,0 +1,215 @@
+"""Checks of how a foreign loss weighs reconstruction against KL, and of what its reconstruction term is a density."""
+
+import math
+import re
+from collections.abc import Iterator
+
+import torch
+
+from vaelab.diagnosis.findings import Finding, Illness, Severity
+from vaelab.diagnosis.foreign_loss import kl_call, term_call
+from vaelab.diagnosis.loss_terms import LossTerms
+from vaelab.diagnosis.model_file import change, leave, line_of, text_of
+from vaelab.diagnosis.patient import RIGHT_KL, Patient
+
+FAR_BETA, LOST_BETA = 3.0, 10.0
+NARROW = 1e-2  # σ over a pixel's own standard deviation below which the KL counts next to nothing
+
+ILLNESSES = (
+    Illness(
+        "effective-beta",
+        "a β hidden in sums and means",
+        f"error above {LOST_BETA:g} or where it changes with the batch size, warning beyond a factor of "
+        f"{FAR_BETA:g}, info beyond 1 %; for a squared error, warning if σ is below {NARROW:.0%} of a pixel's "
+        "standard deviation",
+    ),
+    Illness(
+        "squared-error-without-scale",
+        "a squared error whose σ nobody chose",
+        f"σ² exceeds {FAR_BETA:g} times the mean variance of a pixel, which a decoder without latents reaches. "
+        "Error if it exceeds every eigenvalue of the data's covariance, for every linear VAE collapses; warning "
+        "if a linear VAE would leave latents unused; else info",
+    ),
+    Illness(
+        "likelihood-misfit",
+        "binary cross-entropy on data that are not 0 or 1",
+        "error for data outside of [0, 1], or that a Bernoulli distribution refuses; info for grey levels, for "
+        "training works and only the number is no likelihood",
+    ),
+)
+
+
+def scales(p: Patient, loss: LossTerms) -> Iterator[Finding]:
+    """What β, or σ, do its sums, means and factors make?"""
+    if loss.distance is None or not loss.ratio > 0:
+        return
+    if "squared" in loss.distance:
+        yield from _squared(p, loss)
+    elif "absolute" in loss.distance:
+        yield from _absolute(p, loss)
+    else:
+        yield from _beta(p, loss)
+
+
+def _explained(p: Patient, loss: LossTerms) -> tuple[str, bool]:
+    """Which means make the ratio of the weights, in words; and whether there are any."""
+    by_batch = loss.batch[1] - loss.batch[0]
+    rest = loss.ratio / p.batch**by_batch
+    over_pixels, over_latents, factor = next(
+        ((a, b, f) for f in (1, 2, 0.5) for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))
+         if math.isclose(rest, p.pixels**a / p.latents**b * f, rel_tol=1e-3)),
+        (0, 0, rest),
+    )  # fmt: skip
+    batch = f"the batch of {p.batch}"
+    first = [*([f"the {p.pixels:,} pixels"] if over_pixels else []), *([batch] if by_batch > 0.5 else [])]
+    second = [*([f"the {p.latents} latents"] if over_latents else []), *([batch] if by_batch < -0.5 else [])]
+    if not first and not second:
+        return f"a factor of {loss.ratio:.3g} between the two terms", False
+    told = [f"the {name} is averaged over {' and '.join(over)}" if over else f"the {name} is summed"
+            for name, over in (("reconstruction term", first), ("KL", second))]  # fmt: skip
+    return ", ".join(told) + ("" if factor == 1 else f", and there is a factor of {factor:.3g}"), True
+
+
+def _sum_remedy(loss: LossTerms) -> str:
+    call = loss.tracer.first("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "mean")
+    return change(
+        call,
+        lambda text: re.sub(r"reduction\s*=\s*(['\"])mean\1", r"reduction=\1sum\1", text).replace(".mean()", ".sum()"),
+        "sum over pixels and over latents (reduction='sum'); divide both terms by the number of examples, or none",
+    )
+
+
+def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
+    beta = loss.ratio
+    if abs(beta - 1) < 0.01:
+        return
+    cause, averaged = _explained(p, loss)
+    call = kl_call(loss)
+    if not averaged and math.isclose(beta, 2, rel_tol=1e-3) and not _has_a_half(loss):
+        yield Finding(
+            "kl-formula",
+            "warning",
+            "The KL is twice what it should be.",
+            {"weight": beta, "line": line_of(call)},
+            "the factor ½ of the KL is missing",
+            change(call, leave, f"write  {RIGHT_KL[loss.kl.reading or 'log-variance']}"),
+        )
+        return
+    far = not 1 / FAR_BETA < beta < FAR_BETA
+    if loss.kl.reading is None and not far:  # what is wrong with the KL is told already
+        return
+    severity: Severity = "error" if loss.varies or beta >= LOST_BETA else "warning" if far else "info"
+    effect = ": the latents fall silent, and all pictures look alike" if beta > FAR_BETA else ""
+    effect = ": z strays from the prior, and samples look worse than reconstructions" if beta < 1 / FAR_BETA else effect
+    changing = f" at a batch of {p.batch}, and changes with the batch size" if loss.varies else ""
+    yield Finding(
+        "effective-beta",
+        severity,
+        f"The loss is  reconstruction term + β · KL  with β = {beta:,.4g}{changing}. A VAE has β = 1.",
+        {"beta": beta, "pixels": p.pixels, "latents": p.latents, "batch": p.batch,
+         "changes_with_batch": loss.varies, "line": line_of(term_call(loss))},
+        cause + effect,
+        _sum_remedy(loss) if averaged else "Set the factor before the KL to 1, unless it is meant so (a β-VAE).",
+    )  # fmt: skip
+
+
+def _has_a_half(loss: LossTerms) -> bool:
+    """Whether a line of the loss halves something or names a factor."""
+    lines = {text_of(call) for call in loss.tracer.calls}
+    return any(
+        re.search(r"0?\.5\b|/\s*2|\bbeta|weight|kl_divergence|\b2(\.0?)?\s*\*", line, re.IGNORECASE) for line in lines
+    )
+
+
+def _squared(p: Patient, loss: LossTerms) -> Iterator[Finding]:
+    """Σ w_r (r − x)² + w_k KL is −ELBO of a Gaussian with σ² = w_k / (2 w_r), up to a constant."""
+    variance = loss.ratio / 2
+    centered = p.data.double() - p.data.double().mean(0)
+    eigenvalues = torch.linalg.svdvals(centered).square() / len(centered)
+    per_pixel = float(eigenvalues.sum()) / p.pixels
+    times = variance / per_pixel if per_pixel else math.inf
+    if loss.learned or (NARROW**2 < times <= FAR_BETA and not loss.varies):
+        return
+    directions = min(p.latents, p.pixels)
+    above = min(directions, int((eigenvalues > variance).sum()))
+    wide = times > 1
+    cause, averaged = _explained(p, loss)
+    severity: Severity = "warning" if not wide or above < directions else "info"
+    if loss.varies or not above:
+        severity = "error"
+    effect = (
+        f"A linear VAE would use {above or 'none'} of its {directions} latents."
+        if wide
+        else "The KL counts next to nothing."
+    )
+    yield Finding(
+        "effective-beta" if loss.varies or averaged or not wide else "squared-error-without-scale",
+        severity,
+        _stands_for("squared", f"Gaussian with standard deviation σ = {math.sqrt(variance):.3g}", loss)
+        + f"but pixels vary by {math.sqrt(per_pixel):.3g} (their standard deviation). "
+        + (f"The KL counts {times:,.3g} times too much, or more. " if wide else "")
+        + effect,
+        {"sigma": math.sqrt(variance), "pixel_stddev": math.sqrt(per_pixel), "beta_at_least": times,
+         "directions_above": above, "largest_eigenvalue": float(eigenvalues[0]), "changes_with_batch": loss.varies,
+         "batch": p.batch, "line": line_of(term_call(loss))},
+        cause if averaged or not wide else "the squared error is not divided by 2σ², or is averaged over pixels",
+        _scale_remedy("squared error by 2σ²", f"σ = {math.sqrt(per_pixel) / 3:.2g}", loss, averaged),
+    )  # fmt: skip
+
+
+def _absolute(p: Patient, loss: LossTerms) -> Iterator[Finding]:
+    """Σ w_r |r − x| + w_k KL is −ELBO of a Laplace distribution with scale b = w_k / w_r, up to a constant."""
+    own = float((p.data - p.data.median(0).values).abs().mean())
+    times = loss.ratio / own if own else math.inf
+    if loss.learned or (times <= FAR_BETA and not loss.varies):
+        return
+    cause, averaged = _explained(p, loss)
+    yield Finding(
+        "effective-beta",
+        "error" if loss.varies or times > LOST_BETA else "warning",
+        _stands_for("absolute", f"Laplace distribution with scale b = {loss.ratio:.3g}", loss)
+        + f"but pixels are {own:.3g} off their median on average. The KL counts {times:,.3g} times too much, or more.",
+        {"scale": loss.ratio, "mean_absolute_deviation": own, "beta_at_least": times,
+         "changes_with_batch": loss.varies, "line": line_of(term_call(loss))},
+        cause if averaged else "the absolute error is not divided by b, or is averaged over pixels",
+        _scale_remedy("absolute error by b", f"b = {own / 3:.2g}", loss, averaged),
+    )  # fmt: skip
+
+
+def _stands_for(kind: str, distribution: str, loss: LossTerms) -> str:
+    changing = " (and another one at another batch size)" if loss.varies else ""
+    return f"Weighed like this, the {kind} error stands for a {distribution}{changing}, "
+
+
+def _scale_remedy(what: str, first: str, loss: LossTerms, averaged: bool) -> str:
+    first = f"the {what}: learned, or to begin with a third of what pixels vary by, {first}."
+    return f"{_sum_remedy(loss)}\nand divide {first}" if averaged else f"Divide {first}"
+
+
+def likelihood(p: Patient, loss: LossTerms) -> Iterator[Finding]:
+    """Are the data of the kind that a binary cross-entropy is for?"""
+    if loss.distance is None or "cross-entropy" not in loss.distance:
+        return
+    least, most = float(p.data.min()), float(p.data.max())
+    between = float(((p.data > 0) & (p.data < 1)).float().mean())
+    evidence = {"least": least, "most": most, "share_between": between, "line": line_of(term_call(loss))}
+    if least < 0 or most > 1:
+        yield Finding(
+            "likelihood-misfit",
+            "error",
+            f"Binary cross-entropy is of values from 0 to 1, and the data reach from {least:.3g} to {most:.3g}.",
+            evidence,
+            "standardized data, or pixels from 0 to 255",
+            "Scale the data to [0, 1], or take a Gaussian with a learned σ.",
+        )
+    elif between > 0.01:
+        yield Finding(
+            "likelihood-misfit",
+            "info",
+            f"{between:.0%} of the values lie between 0 and 1. Binary cross-entropy is a fair loss for them, but no "
+            "log-likelihood: a constant is missing that depends on the output.",
+            evidence,
+            "a likelihood of 0 and 1 on grey levels: training works, the number cannot be compared",
+            "Do not quote the loss as −log p(x); binarize the data (data.binarize=threshold), or take a likelihood of "
+            "grey levels.",
+        )

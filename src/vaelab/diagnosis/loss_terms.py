@@ -1,0 +1,343 @@
+"""What a foreign loss is made of, found by calling it with arguments that are chosen.
+
+A VAE's loss is  w_r Σ ℓ(r, x) + w_k Σ KL(m, s)  with some ℓ, some KL and some weights. One example's arguments are
+varied, one kind at a time, and the changes of the loss are fitted by least squares in float64. Nothing is left to
+guess: a candidate is accepted only where it explains all changes to a ten-thousandth.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vaelab.diagnosis.loss_formulas import BASIS, DISTANCES, FORMULAS, RIGHT, WRONG
+from vaelab.diagnosis.model_file import as_script, items
+from vaelab.diagnosis.tracing import Tracer
+
+FIT = 1e-4  # what may remain of the changes of the loss, as a share, where a candidate is right
+PROBES = 48  # draws of mean and spread
+RECONSTRUCTIONS = (0.08, 0.2, 0.35, 0.5, 0.65, 0.8, 0.92)
+TARGETS = (0.1, 0.3, 0.7, 0.9)
+
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Any]
+
+
+@dataclass
+class Kl:
+    """What a loss makes of mean m and of s.
+
+    Attributes:
+        known: whether it could be told.
+        reading: as what it takes s, a key of `RIGHT`; None where it is no right formula.
+        wrong: which of `WRONG` it is, or "".
+        weight: w_k, what one latent of one example counts; negative where the sign is wrong; 0 where nothing fits.
+        terms: coefficients of `BASIS` where it is none of these.
+    """
+
+    known: bool = True
+    reading: str | None = None
+    wrong: str = ""
+    weight: float = 0.0
+    terms: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def is_none(self) -> bool:
+        """Whether the loss does not change with m and s."""
+        return self.known and not (self.reading or self.wrong or self.terms)
+
+    def closest(self) -> tuple[str, float]:
+        """The right formula that shares most terms with this one, and the weight at which it does."""
+        best, most = ("log-variance", 0.0), 0
+        for name, formula in FORMULAS.items():
+            for weight in {self.terms[term] / factor for term, factor in formula.items() if term in self.terms}:
+                shared = sum(math.isclose(self.terms.get(term, 0.0), weight * factor, rel_tol=1e-3)
+                             for term, factor in formula.items())  # fmt: skip
+                if shared > most or (shared == most and weight > best[1]):
+                    best, most = (name, weight), shared
+        return best if most > 1 else (best[0], 0.0)
+
+
+@dataclass
+class LossTerms:
+    """A loss, taken apart.
+
+    Attributes:
+        distance: which of `DISTANCES` ℓ is; None if none.
+        weight: w_r, what one pixel of one example counts.
+        kl: what it makes of mean and log-variance.
+        batch: exponents of the number of examples in both weights: (−1, 0) if ℓ is averaged over the batch and the KL
+            summed.
+        tracer: the calls of torch in a call with real examples.
+        broadcasts: whether the shapes of reconstruction and example are mixed up without an error.
+        ungraded: which of `reconstruction`, `mean`, `log-variance` it depends on without a gradient.
+        undefined: whether it is no finite number where a reconstruction is exactly 0 or 1.
+        learned: whether it has weights of its own that the reconstruction term depends on: a learned σ.
+    """
+
+    distance: str | None
+    weight: float
+    kl: Kl
+    batch: tuple[float, float]
+    tracer: Tracer
+    broadcasts: bool
+    ungraded: list[str]
+    undefined: bool
+    learned: bool
+
+    @property
+    def ratio(self) -> float:
+        """w_k / w_r: the effective β where ℓ is −log p(x|z)."""
+        return self.kl.weight / self.weight if self.weight else math.nan
+
+    @property
+    def varies(self) -> bool:
+        """Whether that ratio changes with the number of examples in a batch."""
+        return abs(self.batch[1] - self.batch[0]) > 0.01
+
+
+TOTALS = ("loss", "total", "total_loss", "loss_total", "objective", "nelbo", "neg_elbo", "negative_elbo")
+
+
+def total_of(value: Any) -> Callable[[Any], Any]:
+    """How to get the loss itself out of what a loss returned.
+
+    It is the value itself; the entry of a telling name; the entry that is the sum of the others; or the first.
+    """
+    if isinstance(value, Tensor) or not (parts := items(value, [])):
+        return lambda value: value
+    names = [name for name, _ in parts]
+    place = next((names.index(name) for name in TOTALS if name in names), None)
+    if place is None:
+        numbers = [
+            float(one.detach()) if isinstance(one, Tensor) and one.numel() == 1 else math.nan for _, one in parts
+        ]
+        whole = sum(numbers)
+        away = [abs(2 * one - whole) if len(numbers) > 2 else math.inf for one in numbers]
+        place = away.index(min(away)) if min(away) < 1e-6 * abs(whole) else 0
+    return lambda value: items(value, [])[place][1]
+
+
+def scalar(value: Any) -> Tensor:
+    """One number out of a loss: itself, or the mean over the examples."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"returned {type(value).__name__}, not a tensor: nothing can be trained with it")
+    return value.sum() if value.ndim == 0 else value.mean()
+
+
+def take_apart(loss: Loss, reconstruction: Tensor, x: Tensor, mean: Tensor, spread: Tensor) -> LossTerms:
+    """Call the loss until it is known.
+
+    Args:
+        reconstruction, x, mean, spread: what it is called with in training, in the model's own shapes.
+    """
+    values = [one.detach() for one in (reconstruction, x, mean, spread)]
+    with as_script(), Tracer() as tracer:
+        value = loss(*values)
+    with as_script(), contextlib.suppress(Exception):  # somebody's code may not take double precision
+        value = loss(*(one.double() for one in values))
+        values = [one.double() for one in values]
+    total = total_of(value)
+
+    def called(*arguments: Tensor) -> Tensor:
+        with as_script():
+            return scalar(total(loss(*arguments)))
+
+    called(*values)
+    probe = _Probe(called, *values)
+    distance, weight = probe.distance()
+    kl = probe.kl()
+    comparable = distance is not None and kl.weight != 0
+    return LossTerms(
+        distance,
+        weight,
+        kl,
+        batch=probe.halved().exponents(weight, kl.weight, distance) if comparable else (0, 0),
+        tracer=tracer,
+        broadcasts=probe.broadcasts(),
+        ungraded=probe.ungraded(),
+        undefined=probe.undefined(),
+        learned=probe.learned([*loss.parameters()] if isinstance(loss, nn.Module) else []),
+    )
+
+
+class _Probe:
+    """Questions to a loss, with the arguments of one example changed."""
+
+    def __init__(
+        self, loss: Callable[..., Tensor], reconstruction: Tensor, x: Tensor, mean: Tensor, spread: Tensor
+    ) -> None:
+        self.loss, self.mean, self.spread = loss, mean, spread
+        self.reconstruction, self.x, self.targets = (
+            torch.full_like(reconstruction, 0.5),
+            torch.full_like(x, 0.5),
+            TARGETS,
+        )
+        self.real = reconstruction, x
+        try:
+            loss(self.reconstruction, self.x, mean, spread)
+        except Exception:  # noqa: BLE001 - a Bernoulli distribution takes no grey levels
+            self.x, self.targets = torch.ones_like(x), (0.0, 1.0)
+
+    def halved(self) -> "_Probe":
+        """The same with half as many examples."""
+        half = len(self.x) // 2
+        return _Probe(self.loss, *(one[:half] for one in (*self.real, self.mean, self.spread)))
+
+    def exponents(self, weight: float, kl_weight: float, distance: str | None) -> tuple[float, float]:
+        """By which power of the number of examples the two weights go."""
+        own = self.distance([distance or ""])[1], self.kl().weight
+        if not all((weight, kl_weight, *own)):
+            return 0.0, 0.0
+        first, second = (math.log2(abs(a / b)) for a, b in zip((weight, kl_weight), own, strict=True))
+        return round(first, 2), round(second, 2)
+
+    def distance(self, names: list[str] | None = None) -> tuple[str | None, float]:
+        """Which ℓ it is, and the weight of one pixel."""
+        rows: list[tuple[float, float, float]] = []
+        mean, spread = torch.zeros_like(self.mean), torch.zeros_like(self.spread)
+        spread = spread + 0.5  # positive, for what takes its logarithm
+        for target in self.targets:
+            for value in RECONSTRUCTIONS:
+                reconstruction, x = self.reconstruction.clone(), self.x.clone()
+                reconstruction[0], x[0] = value, target
+                try:
+                    rows.append((value, target, float(self.loss(reconstruction, x, mean, spread).detach())))
+                except Exception:  # noqa: BLE001
+                    return None, 0.0
+        r, t, found = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
+        pixels = self.reconstruction[0].numel()
+        offsets = F.one_hot(torch.tensor([self.targets.index(float(one)) for one in t]), len(self.targets)).double()
+        for name in names or DISTANCES:
+            columns = torch.cat([DISTANCES[name](r, t)[:, None] * pixels, offsets], 1)
+            coefficients, left = _least_squares(columns, found, offsets)
+            if left < FIT and coefficients[0] != 0:
+                return name, float(coefficients[0])
+        return None, 0.0
+
+    def kl(self) -> Kl:
+        """What it makes of mean and log-variance."""
+        first: tuple[Tensor, Tensor, Tensor] | None = None
+        for answers in map(self._answers, (False, True)):  # whole formulas first: one column explains all
+            if answers is None:
+                continue
+            m, s, values = answers
+            first = first or answers
+            if float(values.std()) <= 1e-12 * (1 + float(values.abs().max())):
+                return Kl()
+            for name, formula in [*RIGHT.items(), *WRONG.items()]:
+                coefficients, left = _explain(values, [formula(m, s)])
+                if left < FIT:
+                    right, weight = name in RIGHT, float(coefficients[0])
+                    return Kl(reading=name if right else None, wrong="" if right else name, weight=weight)
+        if first is None:
+            return Kl(known=False)
+        m, s, values = first
+        coefficients, left = _explain(values, [term(m, s) for term in BASIS.values()])
+        if left > FIT:
+            return Kl(known=False)
+        found = dict(zip(BASIS, coefficients[:-1].tolist(), strict=True))
+        largest = max(map(abs, found.values()))
+        kl = Kl(terms={name: one for name, one in found.items() if abs(one) > 1e-3 * largest})
+        kl.weight = kl.closest()[1]
+        return kl
+
+    def _answers(self, positive: bool) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Random m and s of one example [PROBES, D], and the loss at each; None where it has none."""
+        noise = torch.Generator().manual_seed(2)
+        shape = PROBES, self.mean[0].numel()
+        m = torch.randn(shape, generator=noise, dtype=torch.float64)
+        s = 2 * torch.rand(shape, generator=noise, dtype=torch.float64) + (0.1 if positive else -1)
+        found: list[float] = []
+        for one_m, one_s in zip(m, s, strict=True):
+            mean, spread = torch.zeros_like(self.mean), torch.full_like(self.spread, 0.5)
+            mean[0], spread[0] = one_m.view(mean[0].shape), one_s.view(spread[0].shape)
+            try:
+                found.append(float(self.loss(self.reconstruction, self.x, mean, spread).detach()))
+            except Exception:  # noqa: BLE001 - somebody's code may raise anything
+                return None
+            if not math.isfinite(found[-1]):
+                return None
+        return m, s, torch.tensor(found, dtype=torch.float64)
+
+    def broadcasts(self) -> bool:
+        """Whether reconstruction and x of different shapes give another loss than those of one shape."""
+        reconstruction, x = self.real
+        if reconstruction.shape == x.shape or reconstruction.numel() != x.numel():
+            return False
+        try:
+            alike = self.loss(reconstruction.reshape(x.shape), x, self.mean, self.spread)
+        except Exception:  # noqa: BLE001
+            return False
+        given = self.loss(reconstruction, x, self.mean, self.spread)
+        return not math.isclose(float(given.detach()), float(alike.detach()), rel_tol=1e-4)
+
+    def ungraded(self) -> list[str]:
+        """What the loss depends on, but passes no gradient to."""
+        x = self.x * (0.6 if self.targets == TARGETS else 1)
+        at = {
+            "reconstruction": self.reconstruction.clone(),
+            "mean": torch.full_like(self.mean, 0.3),
+            "log-variance": torch.full_like(self.spread, 0.4),
+        }
+
+        def loss(arguments: dict[str, Tensor]) -> Tensor:
+            return self.loss(arguments["reconstruction"], x, arguments["mean"], arguments["log-variance"])
+
+        arguments = {name: one.clone().requires_grad_() for name, one in at.items()}
+        value = loss(arguments)
+        grads: list[Tensor | None] = [None] * len(at)
+        if value.requires_grad:
+            grads = [*torch.autograd.grad(value, list(arguments.values()), allow_unused=True)]
+        lost = [name for name, grad in zip(at, grads, strict=True) if not _any(grad)]
+        return [name for name in lost if float(loss(at | {name: at[name] + 0.1}).detach()) != float(value.detach())]
+
+    def learned(self, weights: list[nn.Parameter]) -> bool:
+        """Whether the reconstruction term depends on weights of the loss."""
+        if not weights:
+            return False
+        near, far = self.reconstruction, self.reconstruction + 0.3
+        difference = self.loss(far, self.x, self.mean, self.spread) - self.loss(near, self.x, self.mean, self.spread)
+        if not difference.requires_grad:
+            return False
+        return any(map(_any, torch.autograd.grad(difference, weights, allow_unused=True)))
+
+    def undefined(self) -> bool:
+        """Whether a reconstruction of exactly 0 or 1 breaks it, where the pixel is just that."""
+        edge = self.x.clone()
+        edge[::2], edge[1::2] = 0, 1
+        reconstruction = edge.reshape(self.reconstruction.shape).clone()
+        try:
+            value = self.loss(reconstruction, edge, self.mean, self.spread)
+        except Exception:  # noqa: BLE001
+            return False
+        return not math.isfinite(float(value.detach()))
+
+
+def _any(grad: Tensor | None) -> bool:
+    return grad is not None and bool(grad.any())
+
+
+def _explain(values: Tensor, terms: list[Tensor]) -> tuple[Tensor, float]:
+    """Values [N] by terms [N, D], summed over D, and a constant: coefficients, and the share that is left."""
+    ones = torch.ones(len(values), 1, dtype=torch.float64)
+    return _least_squares(torch.cat([*(term.sum(1, keepdim=True) for term in terms), ones], 1), values, ones)
+
+
+def _least_squares(columns: Tensor, values: Tensor, trivial: Tensor) -> tuple[Tensor, float]:
+    """Coefficients, and which share of what the trivial columns leave is left."""
+
+    def left(columns: Tensor) -> tuple[Tensor, float]:
+        if not columns.isfinite().all():
+            return torch.zeros(columns.shape[1]), math.inf
+        scale = columns.abs().max(0).values.clamp(min=1e-30)
+        coefficients = torch.linalg.lstsq(columns / scale, values, driver="gelsd").solution / scale
+        return coefficients, float((columns @ coefficients - values).norm())
+
+    coefficients, rest = left(columns)
+    whole = left(trivial)[1]
+    return coefficients, rest / whole if whole > 0 else math.inf

@@ -1,0 +1,125 @@
+"""What is known of a foreign model before it is judged: the checks read it, and add nothing."""
+
+import inspect
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vaelab.diagnosis.loss_terms import LossTerms
+from vaelab.diagnosis.model_file import Output, Subject, line_with
+from vaelab.diagnosis.reading import Reading
+from vaelab.diagnosis.tracing import Call, Tracer
+
+EDGE = 1e-3  # what an output may exceed a range by
+RIGHT_KL = {
+    "log-variance": "kl = -0.5 * torch.sum(1 + log_variance - mean**2 - log_variance.exp())",
+    "log-standard-deviation": "kl = -0.5 * torch.sum(1 + 2 * log_std - mean**2 - (2 * log_std).exp())",
+    "standard-deviation": "kl = torch.sum((std**2 + mean**2 - 1) / 2 - torch.log(std))",
+    "variance": "kl = 0.5 * torch.sum(variance + mean**2 - 1 - torch.log(variance))",
+    "softplus": "std = F.softplus(s); kl = torch.sum((std**2 + mean**2 - 1) / 2 - torch.log(std))",
+}
+"""The KL in code, by what the third output is."""
+
+
+@dataclass
+class Failure:
+    """An error that a loss raised: what it says, and where."""
+
+    error: str
+    call: Call | None
+
+
+@dataclass
+class Patient:
+    """A foreign model, and all that was found out about it.
+
+    Attributes:
+        found: what `--model` named: a module, or what made it.
+        seen: the calls of torch in one forward pass, that of `reading.outputs`.
+        data: examples on the model's scale, [N, D].
+        loss: None where none was given, or it failed.
+        failure: why it failed.
+    """
+
+    found: Any
+    subject: Subject
+    reading: Reading
+    seen: Tracer
+    data: Tensor
+    loss: LossTerms | None = None
+    failure: Failure | None = None
+
+    @property
+    def pixels(self) -> int:
+        return self.data.shape[1]
+
+    @property
+    def latents(self) -> int:
+        return self.mean.tensor[0].numel()
+
+    @property
+    def batch(self) -> int:
+        return len(self.subject.x)
+
+    @property
+    def reconstruction(self) -> Output:
+        return self.reading.outputs[self.reading.reconstruction]
+
+    @property
+    def mean(self) -> Output:
+        return self.reading.outputs[self.reading.mean]
+
+    @property
+    def spread(self) -> Output:
+        """The log-variance, or what stands for it."""
+        return self.reading.outputs[self.reading.spread]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all outputs are finite."""
+        return all(bool(one.isfinite().all()) for one in self.reading.pick(self.reading.outputs))
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """Least and largest value that `reconstruction`, `mean` or `spread` took, whatever the weights."""
+        return self.reading.ranges.get(name, (-math.inf, math.inf))
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The range of the decoder's last activation; None where it has none."""
+        low, high = self.range_of("reconstruction")
+        if low >= -EDGE and high <= 1 + EDGE:
+            return 0.0, 1.0
+        if low >= -1 - EDGE and high <= 1 + EDGE:
+            return -1.0, 1.0
+        return (0.0, math.inf) if low >= 0 else None
+
+    @property
+    def beyond_unit(self) -> bool:
+        """Whether the reconstruction leaves [0, 1]."""
+        low, high = self.reading.ranges.get("reconstruction", (0.0, 1.0))
+        return low < -EDGE or high > 1 + EDGE
+
+    def where_sigma_is_made(self) -> Call | None:
+        """The first call that computes with the log-variance itself; or else the first that can make a σ."""
+        arithmetic = ("exp", "exp_", "sqrt", "softplus", "mul", "__mul__", "__rmul__", "mul_", "div", "__truediv__",
+                      "true_divide", "div_", "abs", "clamp", "normal")  # fmt: skip
+        of_spread = self.seen.first(*arithmetic, of=self.spread.tensor)
+        return of_spread or self.seen.first("exp", "exp_", "sqrt", "softplus") or self.seen.first("mul", "normal")
+
+    def source_line(self, *words: str) -> tuple[str, str]:
+        """The last line with one of these words in the classes of the model, or in the function that makes it.
+
+        Returns:
+            Place and text; two blanks where there is none.
+        """
+        torch_folder = str(Path(inspect.getfile(nn.Module)).parents[2])
+        kinds = {type(module): None for module in self.subject.model.modules()}
+        own = [kind for kind in kinds if not str(inspect.getfile(kind)).startswith(torch_folder)]
+        for thing in [*own, self.found]:
+            where, text = line_with(thing, *words)
+            if where:
+                return where, text
+        return "", ""

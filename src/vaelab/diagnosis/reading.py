@@ -1,0 +1,313 @@
+"""Which output of a foreign model is which, and how noise enters it: found by replacing the noise.
+
+A VAE draws z = mean + σ ε, and σ is some function f of its third output s. Let g be the gradient of the reconstruction
+(a random projection of it) with respect to z. Then its gradient with respect to the mean is g, and with respect to s it
+is g f′(s) ε. So with ε = 0 only the mean has a gradient: that tells the two apart. With ε = 1 the ratio of the two
+gradients is f′(s), element by element: that tells what s is read as.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vaelab.diagnosis.model_file import Output, Subject
+from vaelab.diagnosis.tracing import MOMENTS, Draw, Tracer
+from vaelab.errors import InputError
+
+READINGS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "log-variance": ("exp(s / 2)", lambda s: (s / 2).exp(), lambda s: 0.5 * (s / 2).exp()),
+    "log-standard-deviation": ("exp(s)", torch.exp, torch.exp),
+    "standard-deviation": ("s", lambda s: s, torch.ones_like),
+    "variance": ("sqrt(s)", torch.sqrt, lambda s: 0.5 / s.sqrt()),
+    "softplus": ("softplus(s)", torch.nn.functional.softplus, torch.sigmoid),
+}
+"""What the third output can be read as: σ as a function f of it, in words; f; and f′."""
+FIT = 1e-2  # spread of log(ratio / f′) that still counts as the same function; a wrong one leaves 0.1 and more
+SPREAD = 0.3  # standard deviation that s must have before functions of it can be told apart
+SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+RANGE_SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+RANGE_SIGNS = range(12)
+SHOWN = 1e-5  # relative change of an output that is no rounding
+
+
+def words(reading: str) -> str:
+    """`standard-deviation` without its hyphen."""
+    return reading.replace("standard-deviation", "standard deviation")
+
+
+@dataclass
+class Noise:
+    """How noise enters z = mean + f(s) ε.
+
+    Attributes:
+        draws: those that may be noise of the latents.
+        reaches: whether the reconstruction changes with it.
+        reading: which of `READINGS` f is; None where that could not be told.
+        mean, stddev: of ε, from the kind of draw and what is done to it; None where f could not be told.
+        shared: whether examples share a draw.
+    """
+
+    draws: list[Draw]
+    reaches: bool
+    reading: str | None = None
+    mean: float | None = None
+    stddev: float | None = None
+    shared: bool = False
+
+
+@dataclass
+class Reading:
+    """What forward returns, and how it comes about.
+
+    Attributes:
+        reconstruction, mean, spread: places in the list of outputs; `spread` is the log-variance, or what stands for
+            it.
+        latent: further outputs that change with the noise: z itself, say.
+        how: how mean and spread were told apart.
+        ranges: least and largest value that each of the three can take, by name.
+    """
+
+    reconstruction: int
+    mean: int
+    spread: int
+    latent: list[int]
+    how: str
+    noise: Noise
+    outputs: list[Output]
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+
+    def pick(self, outputs: list[Output]) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction, mean and spread out of the outputs of a run."""
+        return outputs[self.reconstruction].tensor, outputs[self.mean].tensor, outputs[self.spread].tensor
+
+
+def read(subject: Subject) -> Reading:
+    """Tell the outputs of a foreign model apart.
+
+    Raises:
+        InputError: there are no two latent outputs of one shape beside the reconstruction.
+    """
+    with Tracer() as seen:
+        found = subject.run(seen)
+    reconstruction, latents = _by_shape(subject, found)
+    shape = found[latents[0]].tensor.shape
+
+    def of_latents(draw: Tensor) -> bool:
+        if draw.numel() == subject.x.numel() != shape.numel():  # noise on the examples: a denoising model
+            return False
+        return draw.numel() in {shape[1:].numel(), len(subject.x), 1} or draw.numel() % shape.numel() == 0
+
+    draws = [draw for draw in seen.draws if of_latents(draw.values)]
+    still, loud = (subject.run(Tracer(constant(value), of_latents)) for value in (0.0, 1.0))
+    latent = [place for place in latents if moved(still[place].tensor, loud[place].tensor)]
+    fixed = _distinct(still, [place for place in latents if place not in latent])
+    if len(fixed) < 2:
+        raise InputError(
+            f"{subject.title}: forward gives no mean and log-variance that are the same at every draw of the noise; "
+            "return (reconstruction, mean, log-variance)"
+        )
+    noise = Noise(draws, moved(still[reconstruction].tensor, loud[reconstruction].tensor))
+    if not noise.reaches and not draws:
+        noise.reaches = moved(found[reconstruction].tensor, subject.run(Tracer())[reconstruction].tensor)
+    noise.shared = bool(draws) and all(draw.values.numel() < shape.numel() for draw in draws)
+    mean, spread, how = _mean_and_spread(still, loud, reconstruction, fixed, draws)
+    reading = Reading(reconstruction, mean, spread, latent, how, noise, found)
+    _measure_noise(subject, reading, of_latents)
+    reading.ranges = _ranges(subject, reading)
+    return reading
+
+
+def constant(value: float) -> Callable[[Tensor], Tensor]:
+    """A script that puts one value in the place of every draw."""
+    return lambda draw: torch.full_like(draw, value)
+
+
+def moved(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs differ by more than rounding."""
+    if a.shape != b.shape:
+        return True
+    size = max(float(a.detach().abs().max()), float(b.detach().abs().max()), 1e-30)
+    return not float((a - b).detach().abs().max()) <= SHOWN * size
+
+
+def _distinct(found: list[Output], places: list[int]) -> list[int]:
+    """Without outputs that repeat another one: z where it is the mean, or a distribution beside its mean."""
+    kept: list[int] = []
+    for place in sorted(places, key=lambda n: (found[n].derived, not meant(found[n]))):
+        if not any(_same(found[place].tensor, found[other].tensor) for other in kept):
+            kept.append(place)
+    return sorted(kept) if len(kept) > 1 else places
+
+
+def _by_shape(subject: Subject, found: list[Output]) -> tuple[int, list[int]]:
+    """The place of the reconstruction, and of the outputs that are latents."""
+    x = subject.x
+    places = [n for n, one in enumerate(found) if one.tensor.ndim > 1 and len(one.tensor) == len(x)]
+    places = [n for n in places if not (found[n].tensor.numel() == x.numel() and _same(found[n].tensor, x))]
+    groups: dict[torch.Size, list[int]] = {}
+    for place in places:
+        groups.setdefault(found[place].tensor.shape, []).append(place)
+    as_large = [n for n in places if found[n].tensor.numel() == x.numel()]
+    if len(as_large) > 1:  # as many latents as pixels: the reconstruction has a gradient with respect to the others
+        as_large = [n for n in as_large if _depends(found[n].tensor, [found[m].tensor for m in as_large if m != n])]
+    for reconstruction in as_large:
+        latents = [
+            [n for n in group if n != reconstruction]
+            for group in groups.values()
+            if len([n for n in group if n != reconstruction]) > 1
+        ]
+        if latents:
+            return reconstruction, latents[0]
+    shapes = ", ".join(f"{one.place}: {list(one.tensor.shape)}" for one in found)
+    raise InputError(
+        f"{subject.title}: forward returns {shapes or 'no tensors'}; among these are no reconstruction of shape "
+        f"{list(x.shape)} with a mean and a log-variance of one shape"
+    )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return not moved(a.flatten(), b.flatten())
+
+
+def _depends(a: Tensor, others: list[Tensor]) -> bool:
+    return any(one is not None for one in gradients(a, others))
+
+
+def gradients(reconstruction: Tensor, of: list[Tensor]) -> list[Tensor | None]:
+    """Gradients of a fixed random projection of the reconstruction; None where there is none, or it is zero."""
+    wanted = [one for one in of if one.requires_grad]
+    if not reconstruction.requires_grad or not wanted:
+        return [None] * len(of)
+    weights = torch.randn(reconstruction.shape, generator=torch.Generator().manual_seed(1))
+    found = iter(torch.autograd.grad((reconstruction * weights).sum(), wanted, allow_unused=True, retain_graph=True))
+    every = [next(found) if one.requires_grad else None for one in of]
+    return [None if one is None or not one.any() else one for one in every]
+
+
+def _mean_and_spread(
+    still: list[Output], loud: list[Output], reconstruction: int, fixed: list[int], draws: list[Draw]
+) -> tuple[int, int, str]:
+    """Places of the mean and of what the spread is made from, and how that was found."""
+    quiet = gradients(still[reconstruction].tensor, [still[n].tensor for n in fixed])
+    noisy = gradients(loud[reconstruction].tensor, [loud[n].tensor for n in fixed])
+    means = [n for n, grad in zip(fixed, quiet, strict=True) if grad is not None]
+    spreads = [n for n, a, b in zip(fixed, quiet, noisy, strict=True) if a is None and b is not None]
+    if len(means) == 1:
+        rest = spreads or [n for n in fixed if n not in means]
+        spread = next((n for n in rest if re.search("log_?var", (still[n].name or "").lower())), rest[0])
+        return means[0], spread, "by replacing the noise"
+    for draw in draws:  # a draw that was given the mean itself
+        for n in fixed:
+            if draw.mean is not None and _same(draw.mean, still[n].tensor):
+                return n, next(m for m in fixed if m != n), "by what the draw of z was given"
+    named = {_meant(still[n].name): n for n in reversed(fixed)}
+    if "mean" in named and len(fixed) > 1:
+        return named["mean"], next(m for m in fixed if m != named["mean"]), "by their names"
+    if "spread" in named:
+        return next(m for m in fixed if m != named["spread"]), named["spread"], "by their names"
+    return fixed[0], fixed[1], "by their order alone"
+
+
+def _meant(name: str | None) -> str:
+    """What a name says: `mean`, `spread` or nothing."""
+    words = (name or "").lower()
+    if any(word in words for word in ("var", "std", "sigma", "scale", "logv")):
+        return "spread"
+    return "mean" if any(word in words for word in ("mu", "mean", "loc")) else ""
+
+
+def meant(output: Output) -> str:
+    """What the name of an output says that it is: `mean`, `spread` or nothing."""
+    return _meant(output.name)
+
+
+def _measure_noise(subject: Subject, reading: Reading, of_latents: Callable[[Tensor], bool]) -> None:
+    """Find f, and mean and standard deviation of ε, from ratios of gradients at ε that are chosen."""
+    noise = reading.noise
+    if not noise.draws or not noise.reaches:
+        return
+    if any(draw.stddev is not None for draw in noise.draws):
+        _compare_stddev(reading)
+        return
+    for scale in SCALES:
+        at_one = _ratio(subject, reading, of_latents, 1.0, scale)
+        if at_one is None:
+            return
+        _, s, usable = at_one
+        if usable.sum() > 20 and float(s[usable].std()) > SPREAD:
+            break
+    else:
+        return
+    at_zero = _ratio(subject, reading, of_latents, 0.0, scale)
+    at_two = _ratio(subject, reading, of_latents, 2.0, scale)
+    if at_zero is None or at_two is None:
+        return
+    slope = (at_two[0] - at_zero[0]) / 2  # f′(s) times what a unit of the draw does to ε
+    usable &= at_zero[2] & at_two[2] & (slope.abs() > 1e-12)
+    fits: dict[str, tuple[float, float]] = {}
+    for name, (_, _, derivative) in READINGS.items():
+        away = (slope.abs() / derivative(s)).log()[usable]
+        if len(away) > 20 and away.isfinite().all():
+            fits[name] = (float(away.std()), float(away.median().exp()))
+    if not fits:
+        return
+    best = min(fits, key=lambda name: fits[name][0])
+    if fits[best][0] > FIT:
+        return
+    noise.reading, per_draw = best, fits[best][1]
+    shift = float((at_zero[0] / READINGS[best][2](s))[usable].median())
+    kind_mean, kind_stddev = MOMENTS[noise.draws[0].kind]
+    noise.mean, noise.stddev = shift + per_draw * kind_mean, per_draw * kind_stddev
+
+
+def _ratio(
+    subject: Subject, reading: Reading, of_latents: Callable[[Tensor], bool], value: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Gradient to s over gradient to the mean; s; and where both can be relied on."""
+    found = subject.try_run(Tracer(constant(value), of_latents), scale)
+    if found is None:
+        return None
+    reconstruction, mean, s = reading.pick(found)
+    to_mean, to_s = gradients(reconstruction, [mean, s])
+    if to_mean is None:
+        return None
+    to_s = torch.zeros_like(to_mean) if to_s is None else to_s
+    usable = to_mean.isfinite() & to_s.isfinite() & (to_mean.abs() > 1e-4 * to_mean.abs().nan_to_num().max())
+    usable &= s.abs() < 20
+    return (to_s / to_mean).detach(), s.detach(), usable
+
+
+def _compare_stddev(reading: Reading) -> None:
+    """A draw that was given mean and standard deviation: compare the latter with functions of s."""
+    s = reading.outputs[reading.spread].tensor.detach()
+    for draw in reading.noise.draws:
+        if draw.stddev is None or draw.stddev.numel() != s.numel():
+            continue
+        for name, (_, function, _) in READINGS.items():
+            if torch.allclose(function(s).flatten(), draw.stddev.flatten(), rtol=1e-3, atol=1e-4):
+                reading.noise.reading, reading.noise.mean, reading.noise.stddev = name, 0.0, 1.0
+                return
+
+
+def _ranges(subject: Subject, reading: Reading) -> dict[str, tuple[float, float]]:
+    """Least and largest value of each output, over copies whose weights are made larger, and given random signs.
+
+    With 12 choices of signs, the mean of a single latent has one sign throughout by chance in 1 of 4,000 models.
+    """
+    lows: dict[str, float] = {}
+    highs: dict[str, float] = {}
+    for scale, signs in [*((scale, None) for scale in RANGE_SCALES), *((1.0, seed) for seed in RANGE_SIGNS)]:
+        with torch.no_grad():
+            found = subject.try_run(Tracer(constant(0.5)), scale, signs)
+        if found is None:
+            continue
+        for name, tensor in zip(("reconstruction", "mean", "spread"), reading.pick(found), strict=True):
+            finite = tensor[tensor.isfinite()]
+            if len(finite):
+                lows[name] = min(lows.get(name, math.inf), float(finite.min()))
+                highs[name] = max(highs.get(name, -math.inf), float(finite.max()))
+    return {name: (lows[name], highs[name]) for name in lows}

@@ -1,0 +1,163 @@
+"""Watches what a foreign model computes: each call of torch with its line, and each draw of noise, to replace it."""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+NORMAL = {"randn", "randn_like", "normal", "normal_"}
+UNIFORM = {"rand", "rand_like", "uniform_"}
+MOMENTS = {"normal": (0.0, 1.0), "uniform": (0.5, 12**-0.5)}
+"""Mean and standard deviation of a standard draw of each kind."""
+_COPIES = ("new", "size", "empty", "zeros", "ones", "rand", "__get__", "full", "argm", "is_", "_is", "expand", "broadc")
+_HIDDEN = (str(Path(torch.__file__).parent) + os.sep, str(Path(__file__).parent) + os.sep, "<")
+
+Script = Callable[[Tensor], Tensor]
+"""A draw -> what to put in its place, as a standard draw: shape and device are those of the draw."""
+
+
+@dataclass
+class Call:
+    """A call of torch: its name, the line of somebody's file that it came from, and what went in and came out."""
+
+    name: str
+    file: str
+    line: int
+    inputs: list[Tensor]
+    output: Any
+
+    @property
+    def breaks_gradient(self) -> bool:
+        """Whether something that has a gradient went in, and something like it without one came out.
+
+        `torch.normal` of tensors gives a tensor that claims to have one; it is zero.
+        """
+        if self.name == "normal" and any(one.requires_grad for one in self.inputs):
+            return True
+        return (
+            isinstance(self.output, Tensor)
+            and self.output.is_floating_point()
+            and not self.output.requires_grad
+            and any(one.requires_grad and one.numel() == self.output.numel() for one in self.inputs)
+        )
+
+
+@dataclass
+class Draw:
+    """A draw of noise.
+
+    Attributes:
+        kind: `normal` or `uniform`.
+        values: what was drawn, on the standard scale: N(0, 1) or U(0, 1) if torch does what it says.
+        mean, stddev: of a `torch.normal` that was given tensors; None where it was given one number for all.
+    """
+
+    call: Call
+    kind: str
+    values: Tensor
+    mean: Tensor | None = None
+    stddev: Tensor | None = None
+
+
+class Tracer(TorchFunctionMode):
+    """`with Tracer() as seen: model(x)`.
+
+    Args:
+        script: what to put in the place of each draw that `wanted` says yes to; None leaves them as they are.
+    """
+
+    def __init__(self, script: Script | None = None, wanted: Callable[[Tensor], bool] = lambda _: True) -> None:
+        super().__init__()
+        self.script, self.wanted = script, wanted
+        self.calls: list[Call] = []
+        self.draws: list[Draw] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name: str = getattr(func, "__name__", "")
+        result = func(*args, **kwargs)
+        call = Call(name, *_place(), list(_tensors([*args, *kwargs.values()])), result)
+        self.calls.append(call)
+        if name in NORMAL | UNIFORM and isinstance(result, Tensor) and self.wanted(result):
+            call.output = result = self._drawn(call, args, kwargs)
+        return result
+
+    def _drawn(self, call: Call, args: Any, kwargs: Any) -> Tensor:
+        kind, result = ("uniform" if call.name in UNIFORM else "normal"), call.output
+        low, width = _location_and_width(call.name, args, kwargs)
+        standard = ((result - low) / width).detach()
+        given = [one.detach() if isinstance(one, Tensor) and (one != one.flatten()[0]).any() else None
+                 for one in (low, width)]  # fmt: skip
+        if self.script is not None:
+            standard = self.script(standard)
+            replaced = (low + width * standard).detach()
+            if call.name.endswith("_"):
+                result.data.copy_(replaced)
+            else:
+                result = replaced.to(result.dtype)
+        self.draws.append(Draw(call, kind, standard, *given))
+        return result
+
+    def first(self, *names: str, of: Tensor | None = None) -> Call | None:
+        """The first call of one of these names; with `of`, the first that took that very tensor."""
+        return next(
+            (call for call in self.calls
+             if call.name in names and (of is None or any(one is of for one in call.inputs))),
+            None,
+        )  # fmt: skip
+
+    def break_of_gradient(self) -> Call | None:
+        """The call that most likely lost the gradient."""
+        found = [call for call in self.calls if call.breaks_gradient]
+        telling = [call for call in found if not call.name.startswith(_COPIES)]
+        return next(iter([*telling, *found]), None)
+
+
+def _location_and_width(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """What a standard draw is shifted and stretched by."""
+    if name == "normal":
+        place = 0
+    elif name.endswith("_"):
+        place = 1
+    else:
+        return 0.0, 1.0
+    low_name, high_name = ("from", "to") if name == "uniform_" else ("mean", "std")
+    low = args[place] if len(args) > place else kwargs.get(low_name, 0.0)
+    high = args[place + 1] if len(args) > place + 1 else kwargs.get(high_name, 1.0)
+    return low, high - low if name == "uniform_" else high
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def raised_by(error: BaseException) -> Call | None:
+    """The innermost line outside of torch and of this package that an error went through, as a call."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith(_HIDDEN):
+            found = Call("", file, trace.tb_lineno, [], None)
+        trace = trace.tb_next
+    return found
+
+
+def _place() -> tuple[str, int]:
+    """File and line outside of torch and of this package that the running call came from."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_HIDDEN):
+            return file, frame.f_lineno
+        frame = frame.f_back
+    return "", 0

@@ -1,0 +1,561 @@
+"""The doctor and somebody else's VAE: each well-known mistake is named with its line, a correct model left alone.
+
+The models (`foreign_models.py`) are written in the styles of tutorials. A mistake is one replacement in the text of a
+model that is well; the doctor must name it, and nothing else.
+"""
+
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign_models import WELL
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
+
+import vaelab
+from vaelab import cli, diagnosis
+from vaelab.config import DataConfig
+from vaelab.data import Dataset, load
+from vaelab.diagnosis import Diagnosis, foreign
+from vaelab.diagnosis.loss_formulas import EXCHANGED, REVERSED
+from vaelab.diagnosis.loss_terms import take_apart
+from vaelab.errors import InputError
+
+Examine = Callable[..., Diagnosis]
+Changes = tuple[tuple[str, str], ...]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Write a model of `WELL` with some of its text replaced: the options of the doctor that name it."""
+
+    def written(style: str, *changes: tuple[str, str], seed: int = 0) -> dict[str, str]:
+        text, model, loss = WELL[style]
+        for old, new in changes:
+            assert old in text, old
+            text = text.replace(old, new)
+        text = f"import torch\ntorch.manual_seed({seed})\n" + text
+        file = tmp_path / f"{style.replace('-', '_')}_{abs(hash(text))}.py"
+        file.write_text(text, encoding="utf-8")
+        return {"model": f"{file}:{model}", "loss": f"{file}:{loss}"}
+
+    return written
+
+
+@functools.cache
+def digits(binarize: str) -> Dataset:
+    return load(DataConfig(source="digits", binarize=binarize))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def examine(write: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Examine:
+    """Write it, and examine it on digits of two levels. They are read once."""
+
+    def load_once(keys: DataConfig) -> Dataset:
+        return digits(keys.binarize)
+
+    monkeypatch.setattr(diagnosis.datasets, "load", load_once)
+
+    def examined(style: str, *changes: tuple[str, str], loss: bool = True, seed: int = 0, **keys: Any) -> Diagnosis:
+        names = write(style, *changes, seed=seed)
+        overrides = {"data.binarize": "threshold", **keys}
+        return vaelab.doctor(
+            data="digits", overrides=overrides, model=names["model"], loss=names["loss"] if loss else None
+        )
+
+    return examined
+
+
+def names(found: Diagnosis) -> list[str]:
+    return sorted(finding.name for finding in found.alarms)
+
+
+def text_at(tmp_path: Path, place: str) -> str:
+    """The line of a file that `file.py:23` names."""
+    name, _, line = place.rpartition(":")
+    return (tmp_path / name).read_text(encoding="utf-8").splitlines()[int(line) - 1].strip()
+
+
+# -- models that are well ------------------------------------------------------------------------------------------
+
+
+OUTPUTS = {
+    # style: reconstruction, mean, log-variance, and how that is read, latents
+    "classic": ("output 0", "output 1 (mu)", "output 2 (logvar)", "log-variance", 8),
+    "sequential": ('output "logits"', 'output "mean"', 'output "log_var"', "log-variance", 6),
+    "convolutions": ("output 2 (recon)", "output 0 (mu)", "output 1 (logvar)", "log-variance", 5),
+    "listed": ("output 2", "output 3 (mu)", "output 0 (log_var)", "log-variance", 64),
+    "sigma": ("output 0", "output 1 (loc)", "output 2 (sigma)", "standard-deviation", 4),
+    "kept-normal": ("output 0", "output 2 (mu)", "output 3 (sigma)", "standard-deviation", 2),
+    "given-parts": ('output "x_hat"', 'output "mean"', 'output "log_var"', "log-variance", 6),
+    "by-hand": ("output 2 (pixels)", "output 0 (loc)", "output 1 (log_scale2)", "log-variance", 7),
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("style", WELL)
+def test_a_correct_model_raises_no_alarm_and_its_outputs_are_told_apart(
+    style: str, seed: int, examine: Examine
+) -> None:
+    for with_loss in (True, False) if seed == 0 else (True,):
+        found = examine(style, loss=with_loss, seed=seed)
+        assert names(found) == [], str(found)
+        assert "unrecognized-loss" not in found
+        assert {finding.name for finding in found.findings} <= {illness.name for illness in foreign.ILLNESSES}
+        evidence = found["outputs"].evidence
+        keys = "reconstruction", "mean", "log_variance", "read_as", "latents"
+        assert tuple(evidence[key] for key in keys) == OUTPUTS[style]
+
+
+LEFT_ALONE: dict[str, tuple[str, Changes]] = {
+    "grey levels": ("classic", ()),
+    "a log-stddev that the loss knows of": (
+        "classic",
+        (
+            ("torch.exp(0.5 * logvar)", "torch.exp(logvar)"),
+            ("1 + logvar - mu.pow(2) - logvar.exp()", "1 + 2 * logvar - mu.pow(2) - (2 * logvar).exp()"),
+        ),
+    ),
+    "a softplus that the loss knows of": (
+        "sigma",
+        (
+            ("F.softplus(self.raw(h)) + 1e-6", "self.raw(h)"),
+            ("Normal(loc, sigma)", "Normal(loc, F.softplus(sigma))"),
+            ("Bernoulli(logits=logits).log_prob(x.flatten(1))", "(x.flatten(1) * logits - F.softplus(logits))"),
+        ),
+    ),
+    "heads and outputs that begin at zero": (
+        "classic",
+        (
+            (
+                "    def encode(",
+                "        for layer in (self.fc21, self.fc22, self.fc4):\n"
+                "            nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)\n\n"
+                "    def encode(",
+            ),
+        ),
+    ),
+    "lazy layers": ("classic", (("nn.Linear(64, 40)", "nn.LazyLinear(40)"),)),
+    "an old way to draw": ("classic", (("torch.randn_like(std)", "std.data.new(std.size()).normal_()"),)),
+    "one latent, whose mean begins far from 0": (
+        "classic",
+        (
+            ("40, 8)", "40, 1)"),
+            ("(8, 40)", "(1, 40)"),
+            ("    def encode(", "        nn.init.constant_(self.fc21.bias, 30.0)\n\n    def encode("),
+        ),
+    ),
+    "noise on the examples": (
+        "classic",
+        (("mu, logvar = self.encode(x", "mu, logvar = self.encode(0.2 * torch.randn_like(x).view(-1, 64) + x"),),
+    ),
+    "a learned scale in the loss": (
+        "listed",
+        (
+            ("class Loss(nn.Module):\n", "class Loss(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+             "        self.log_sigma = nn.Parameter(torch.zeros(()))\n\n"),
+            ('F.binary_cross_entropy(recons, input, reduction="sum")',
+             "(F.mse_loss(recons, input, reduction='sum') / self.log_sigma.exp() ** 2 / 2 + 64 * self.log_sigma)"),
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LEFT_ALONE)
+def test_what_is_unusual_but_right_is_left_alone(what: str, examine: Examine) -> None:
+    style, changes = LEFT_ALONE[what]
+    found = examine(style, *changes, **{"data.binarize": "none"})
+    assert names(found) == [], str(found)
+    assert "unrecognized-loss" not in found
+
+
+# -- mistakes in forward -------------------------------------------------------------------------------------------
+
+RAND = "torch.randn_like(std)", "torch.rand_like(std)"
+EXP = "torch.exp(0.5 * logvar)"
+SICK_MODELS: dict[str, tuple[str, Changes, str, str]] = {
+    # what: style, replacements, the finding, what stands in the line that it names ("" if it names none)
+    "rand_like": ("classic", (RAND,), "uniform-noise", "eps = torch.rand_like(std)"),
+    "rand": ("sequential", (("torch.randn(", "torch.rand("),), "uniform-noise", "z = m + (lv / 2)"),
+    "uniform_": ("listed", ((".normal_()", ".uniform_()"),), "uniform-noise", "eps = torch.empty_like"),
+    "centered rand": ("classic", ((RAND[0], "2 * torch.rand_like(std) - 1"),), "uniform-noise", "eps ="),
+    "rand of unit variance": (
+        "classic",
+        ((RAND[0], "12**0.5 * (torch.rand_like(std) - 0.5)"),),
+        "uniform-noise",
+        "eps =",
+    ),
+    "small noise": ("classic", ((RAND[0], "0.1 * torch.randn_like(std)"),), "noise-scale", "eps ="),
+    "small noise, drawn so": ("by-hand", (("torch.normal(0, 1,", "torch.normal(0, 0.3,"),), "noise-scale", "z ="),
+    "shifted noise": ("classic", ((RAND[0], "torch.randn_like(std) + 0.5"),), "noise-scale", "eps ="),
+    "one draw for all examples": ("classic", ((RAND[0], "torch.randn(8)"),), "shared-noise", "eps ="),
+    "one draw for all latents": ("classic", ((RAND[0], "torch.randn(len(std), 1)"),), "shared-noise", "eps ="),
+    "no noise": ("classic", (("return mu + eps * std", "return mu"),), "no-noise", "eps ="),
+    "noise in eval alone": ("given-parts", (("if not self.training", "if self.training"),), "no-noise", ""),
+    "nothing drawn": ("sequential", (("torch.randn(m.shape[0], m.shape[1])", "0"),), "no-noise", ""),
+    "log-variance as log-stddev": ("classic", ((EXP, "torch.exp(logvar)"),), "log-variance-scale", "std ="),
+    "log-variance as stddev": ("classic", ((EXP, "logvar"),), "log-variance-scale", "return mu + eps * std"),
+    "log-variance by softplus": ("classic", ((EXP, "F.softplus(logvar)"),), "log-variance-scale", "std ="),
+    "log-variance as log-stddev, in Normal": (
+        "convolutions",
+        (("logvar.mul(0.5).exp()", "logvar.exp()"),),
+        "log-variance-scale",
+        "q =",
+    ),
+    "variance as stddev": (
+        "given-parts",
+        (("torch.exp(0.5 * log_var))", "torch.exp(log_var))"),),
+        "log-variance-scale",
+        "z = self.reparameterize(",
+    ),
+    "exchanged": (
+        "classic",
+        (("self.reparameterize(mu, logvar)", "self.reparameterize(logvar, mu)"),),
+        "swapped-outputs",
+        "std =",
+    ),
+    "one layer for both": ("classic", (("self.fc22(h1)", "self.fc21(h1)"),), "same-output", "return"),
+    "sample": ("convolutions", (("q.rsample()", "q.sample()"),), "no-gradient", "z = q.sample()"),
+    "sample of Normal": ("sigma", ((".rsample()", ".sample()"),), "no-gradient", "z = Normal(loc, sigma).sample()"),
+    "torch.normal": (
+        "classic",
+        (("return mu + eps * std", "return torch.normal(mu, std)"),),
+        "no-gradient",
+        "return torch.normal(mu, std)",
+    ),
+    "detach": (
+        "classic",
+        (("return self.decode(z)", "return self.decode(z.detach())"),),
+        "no-gradient",
+        "return self.decode(z.detach())",
+    ),
+    "data": ("sequential", (("self.dec(z)", "self.dec(z.data)"),), "no-gradient", "return {"),
+    "log-variance detached": ("classic", ((EXP, "torch.exp(0.5 * logvar.detach())"),), "no-gradient", "std ="),
+    "relu on the mean": ("classic", (("return self.fc21(h1),", "return F.relu(self.fc21(h1)),"),), "latent-range", ""),
+    "relu on the log-variance": ("classic", (("self.fc22(h1)\n", "F.relu(self.fc22(h1))\n"),), "latent-range", ""),
+    "tanh on the mean": (
+        "classic",
+        (("return self.fc21(h1),", "return torch.tanh(self.fc21(h1)),"),),
+        "latent-range",
+        "",
+    ),
+    "sigmoid twice inside": (
+        "listed",
+        (("nn.Sigmoid())", "nn.Sigmoid(), nn.Sigmoid())"),),
+        "double-sigmoid",
+        "self.decoder =",
+    ),
+    "softmax": ("classic", (("torch.sigmoid(self.fc4(h3))", "F.softmax(self.fc4(h3), 1)"),), "output-range", ""),
+    "relu at the end": (
+        "convolutions",
+        (("nn.ConvTranspose2d(8, 1, 4, 2, 1),", "nn.ConvTranspose2d(8, 1, 4, 2, 1), nn.ReLU(),"),),
+        "output-range",
+        "",
+    ),
+    "nan": (
+        "classic",
+        (("return torch.sigmoid", "return 0 * z[:, :1].abs().neg().sqrt() + torch.sigmoid"),),
+        "not-finite",
+        "",
+    ),
+}
+
+
+def check(found: Diagnosis, what: str, tmp_path: Path) -> None:
+    _, _, name, line = SICK_MODELS[what]
+    assert names(found) == [name], str(found)
+    assert all(len(row) <= 80 for row in str(found).splitlines() if "/" not in row)
+    if line:
+        assert line in text_at(tmp_path, found[name].evidence["line"]), str(found)
+
+
+@pytest.mark.parametrize("what", SICK_MODELS)
+def test_a_mistake_in_the_model_is_named_with_its_line(what: str, examine: Examine, tmp_path: Path) -> None:
+    style, changes, *_ = SICK_MODELS[what]
+    check(examine(style, *changes), what, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "what", ["rand_like", "nothing drawn", "log-variance as stddev", "sample", "torch.normal", "nan"]
+)
+def test_a_mistake_in_the_model_is_named_without_a_loss_too(what: str, examine: Examine, tmp_path: Path) -> None:
+    style, changes, *_ = SICK_MODELS[what]
+    check(examine(style, *changes, loss=False), what, tmp_path)
+
+
+@pytest.mark.parametrize(("scale", "shift", "seed"), [(0.5, 0.0, 0), (1.3, 0.0, 1), (1.0, 0.2, 2), (1.05, 0.05, 3)])
+def test_the_moments_of_the_noise_are_those_that_were_put_in(
+    scale: float, shift: float, seed: int, examine: Examine
+) -> None:
+    found = examine("classic", (RAND[0], f"{scale} * torch.randn_like(std) + {shift}"), seed=seed, loss=False)
+    if max(abs(scale - 1), shift) <= 0.1:
+        assert names(found) == []
+        return
+    evidence = found["noise-scale"].evidence
+    assert evidence["mean"] == pytest.approx(shift, abs=0.01)
+    assert evidence["standard_deviation"] == pytest.approx(scale, rel=0.01)
+
+
+WRITTEN_OUT: dict[str, tuple[str, tuple[str, str], str, str]] = {
+    "randn": ("classic", RAND, "uniform-noise", "write  eps = torch.randn_like(std)"),
+    "half": ("classic", (EXP, "torch.exp(logvar)"), "log-variance-scale", f"write  std = {EXP}"),
+    "rsample": ("convolutions", ("q.rsample()", "q.sample()"), "no-gradient", "write  z = q.rsample()"),
+    "sum": ("classic", ('reduction="sum"', 'reduction="mean"'), "effective-beta", 'x.view(-1, 64), reduction="sum")'),
+    "sign": ("classic", ("KLD = -0.5", "KLD = 0.5"), "kl-sign", "write  KLD = -0.5 * torch.sum(1 + logvar"),
+    "logits": (
+        "by-hand",
+        ("nn.Sigmoid()", "nn.Identity()"),
+        "logits-as-probabilities",
+        "use F.binary_cross_entropy_with_logits",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRITTEN_OUT)
+def test_the_line_to_change_is_written_out(what: str, examine: Examine) -> None:
+    style, change, name, remedy = WRITTEN_OUT[what]
+    assert remedy in examine(style, change)[name].remedy
+
+
+# -- mistakes in the loss ------------------------------------------------------------------------------------------
+
+B = foreign.EXAMPLES
+BCE = 'F.binary_cross_entropy(recon_x, x.view(-1, 64), reduction="sum")'
+BY_HAND = "-(x.view(-1, 64) * recon_x.log() + (1 - x.view(-1, 64)) * (1 - recon_x).log()).sum()"
+MEAN = 'reduction="sum"', 'reduction="mean"'
+MSE = "F.binary_cross_entropy(", "F.mse_loss("
+NO_SIGMOID = "torch.sigmoid(self.fc4(h3))", "self.fc4(h3)"
+KL = "1 + logvar - mu.pow(2) - logvar.exp()"
+SICK_LOSSES: dict[str, tuple[str, Changes, list[str], float | None]] = {
+    # what: style, replacements, the findings, the effective β (of a squared error: σ) by hand
+    "bce mean, kl sum": ("classic", (MEAN,), ["effective-beta"], 64 * B),
+    "both means": ("classic", (MEAN, ("-0.5 * torch.sum", "-0.5 * torch.mean")), ["effective-beta"], 64 / 8),
+    "pixel mean": ("sequential", ((".flatten(1).sum(1)", ".flatten(1).mean(1)"),), ["effective-beta"], 64),
+    "kl mean over latents": ("sequential", (("- 1 - lv).sum(1)", "- 1 - lv).mean(1)"),), ["effective-beta"], 1 / 6),
+    "kl over the batch twice": (
+        "listed",
+        (("recons_loss + kld_loss,", "recons_loss + kld_loss / len(mu),"),),
+        ["effective-beta"],
+        1 / B,
+    ),
+    "beta of 4": ("classic", (("return BCE + KLD", "return BCE + 4 * KLD"),), ["effective-beta"], 4),
+    "beta in a class": ("by-hand", (("beta=1.0", "beta=8.0"),), ["effective-beta"], 8),
+    "tiny beta": ("given-parts", (("kld_weight=1.0", "kld_weight=0.00001"),), ["effective-beta"], 0.2 * 1e-5**0.5),
+    "kl sign": ("classic", (("KLD = -0.5", "KLD = 0.5"),), ["kl-sign"], None),
+    "kl subtracted": ("sequential", (("(rec + kl)", "(rec - kl)"),), ["kl-sign"], None),
+    "elbo in place of a loss": ("by-hand", (("-(ll - ", "(ll - "),), ["kl-sign", "reconstruction-term"], None),
+    "kl without the half": ("classic", (("-0.5 * torch.sum", "-torch.sum"),), ["kl-formula"], None),
+    "kl without a half": ("sequential", (("0.5 * (lv.exp() + m**2", "(0.5 * lv.exp() + m**2"),), ["kl-formula"], None),
+    "kl without the square": ("classic", (("mu.pow(2)", "mu"),), ["kl-formula"], None),
+    "kl with a sign inside": ("classic", (("- mu.pow(2)", "+ mu.pow(2)"),), ["kl-formula"], None),
+    "kl without the log": ("sequential", (("- 1 - lv)", "- 1)"),), ["kl-formula"], None),
+    "kl without the exp": ("classic", ((KL, "1 + logvar - mu.pow(2) - logvar"),), ["kl-formula"], None),
+    "kl of another scale": ("sequential", (("lv.exp()", "(lv / 2).exp()"),), ["kl-formula"], None),
+    "kl of sigma without halves": (
+        "kept-normal",
+        (("(sigma**2 / 2 + mu**2 / 2 -", "(sigma**2 + mu**2 -"),),
+        ["kl-formula"],
+        None,
+    ),
+    "kl of the wrong thing": (
+        "sigma",
+        (("kl_divergence(Normal(loc, sigma), Normal(0, 1))", "-0.5 * (1 + sigma - loc**2 - sigma.exp())"),),
+        ["log-variance-scale"],
+        None,
+    ),
+    "kl reversed": (
+        "convolutions",
+        (
+            ("kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0))",
+             "kl_divergence(Normal(0.0, 1.0), Normal(mu, (0.5 * logvar).exp()))"),
+        ),
+        ["kl-formula"],
+        None,
+    ),
+    "kl of exchanged arguments": ("by-hand", (("p, x, m, v)", "p, x, v, m)"),), ["swapped-outputs"], None),
+    "no kl": ("classic", (("return BCE + KLD", "return BCE"),), ["no-kl"], None),
+    "kl detached": ("classic", (("return BCE + KLD", "return BCE + KLD.item()"),), ["no-gradient"], None),
+    "sigmoid, and logits": (
+        "classic",
+        (("binary_cross_entropy(", "binary_cross_entropy_with_logits("),),
+        ["double-sigmoid"],
+        None,
+    ),
+    "sigmoid again in the loss": (
+        "classic",
+        (("binary_cross_entropy(recon_x", "binary_cross_entropy(torch.sigmoid(recon_x)"),),
+        ["double-sigmoid"],
+        None,
+    ),
+    "no sigmoid": ("classic", (NO_SIGMOID,), ["logits-as-probabilities"], None),
+    "no sigmoid, a formula": (
+        "classic",
+        (NO_SIGMOID, (BCE, BY_HAND)),
+        ["logits-as-probabilities", "undefined-loss"],
+        None,
+    ),
+    "arguments exchanged": (
+        "sequential",
+        (("(logits, x, reduction", "(x, logits, reduction"),),
+        ["reconstruction-term"],
+        None,
+    ),
+    "half of the cross-entropy": (
+        "classic",
+        ((BCE, "-(x.view(-1, 64) * (recon_x + 1e-8).log()).sum()"),),
+        ["reconstruction-term"],
+        None,
+    ),
+    "sign of the distortion": ("sequential", (("(rec + kl)", "(kl - rec)"),), ["reconstruction-term"], None),
+    "logarithm of zero": ("classic", ((BCE, BY_HAND),), ["undefined-loss"], None),
+    "squared error, sum": ("classic", (MSE,), ["squared-error-without-scale"], 0.5**0.5),
+    "squared error, mean": ("classic", (MSE, MEAN), ["effective-beta"], (64 * B / 2) ** 0.5),
+    "squared error, pixel mean": (
+        "convolutions",
+        (("((recon - x) ** 2).sum() / (2 * 0.15**2)", "((recon - x) ** 2).mean() * len(x)"),),
+        ["effective-beta"],
+        32**0.5,
+    ),
+    "Gaussian of scale 1": ("given-parts", (("(x_hat, 0.2)", "(x_hat, 1.0)"),), ["squared-error-without-scale"], 1),
+    "broadcast": ("convolutions", (("view(-1, 16, 2, 2))", "view(-1, 16, 2, 2)).squeeze(1)"),), ["broadcast"], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SICK_LOSSES)
+def test_a_mistake_in_the_loss_is_named(what: str, examine: Examine) -> None:
+    style, changes, expected, number = SICK_LOSSES[what]
+    found = examine(style, *changes)
+    assert names(found) == sorted(expected), str(found)
+    assert all(len(row) <= 80 for row in str(found).splitlines() if "/" not in row)
+    if number is not None:
+        evidence = found[expected[0]].evidence
+        assert evidence["sigma" if "sigma" in evidence else "beta"] == pytest.approx(number, rel=1e-3)
+
+
+def test_grey_levels_and_a_bernoulli_distribution_do_not_go_together(examine: Examine) -> None:
+    found = examine("sigma", **{"data.binarize": "none"})
+    assert names(found) == ["likelihood-misfit"], str(found)
+    grey = examine("classic", **{"data.binarize": "none"})["likelihood-misfit"]
+    assert grey.severity == "info"  # training works
+
+
+def test_a_kl_that_is_wrong_is_told_term_by_term(examine: Examine) -> None:
+    found = examine("classic", ("- mu.pow(2)", "+ mu.pow(2)"))["kl-formula"]
+    assert found.evidence["terms"] == pytest.approx({"m²": -0.5, "exp(s)": 0.5, "s": -0.5}, rel=1e-6)
+    assert "This loss has −0.5 m² in place of 0.5 m²." in found.message
+
+
+# -- a loss, taken apart -------------------------------------------------------------------------------------------
+
+
+def _gaussian(r: Tensor, x: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    return 3 * kl_divergence(Normal(m, s), Normal(0, 1)).sum() - Normal(r, 0.5).log_prob(x).sum()
+
+
+def _logits(r: Tensor, x: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rec = F.binary_cross_entropy_with_logits(r, x, reduction="none").mean()
+    kl = kl_divergence(Normal(m, s.sqrt()), Normal(0, 1)).sum(1).mean()
+    return rec, kl, rec + kl
+
+
+def _reversed(r: Tensor, x: Tensor, m: Tensor, s: Tensor) -> dict[str, Tensor]:
+    kl = kl_divergence(Normal(0, 1), Normal(m, (s / 2).exp()))
+    return {"kl": kl.sum(), "loss": (r - x).abs().sum() + 2 * kl.sum()}
+
+
+def _exchanged(r: Tensor, x: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    return nn.BCELoss(reduction="sum")(r, x) + kl_divergence(Normal(s, (m / 2).exp()), Normal(0, 1)).sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "distance", "weight", "kl", "kl_weight"),
+    [
+        (_gaussian, "squared error", 1 / (2 * 0.5**2), "standard-deviation", 3),
+        (_logits, "binary cross-entropy with logits", 1 / (6 * 10), "variance", 1 / 6),
+        (_reversed, "absolute error", 1, REVERSED, 2),
+        (_exchanged, "binary cross-entropy", 1, EXCHANGED, 1),
+    ],
+)
+def test_a_loss_is_taken_apart(loss: Any, distance: str, weight: float, kl: str, kl_weight: float) -> None:
+    r, x, m, s = torch.rand(6, 10), torch.rand(6, 10), torch.randn(6, 3), torch.rand(6, 3)
+    found = take_apart(loss, r, x, m, s)
+    assert (found.distance, found.kl.reading or found.kl.wrong) == (distance, kl)
+    assert found.weight == pytest.approx(weight, rel=1e-6)
+    assert found.kl.weight == pytest.approx(kl_weight, rel=1e-6)
+    by_batch = {_logits: (-1, -1)}.get(loss, (0, 0))
+    assert found.batch == by_batch and not found.varies
+    assert found.ratio == pytest.approx(kl_weight / weight, rel=1e-6)
+
+
+# -- what cannot be examined, and the command line -----------------------------------------------------------------
+
+REFUSED: dict[str, tuple[Changes, str]] = {
+    "arguments": ((("def __init__(self):", "def __init__(self, width):"),), "VAE wants width; add a function without"),
+    "other data": ((("64", "784"),), "does not take examples of shape \\[1, 8, 8\\]"),
+    "no latents": ((("return self.decode(z), mu, logvar", "return self.decode(z)"),), "no reconstruction of shape"),
+    "z alone": (
+        (("return self.decode(z), mu, logvar", "return self.decode(z), z, 2 * z"),),
+        "no mean and log-variance",
+    ),
+    "no model": ((("class VAE", "class Other"),), "has no VAE; it has Other, loss"),
+    "an error": ((("class VAE", "1 / 0\n\n\nclass VAE"),), "ZeroDivisionError: division by zero; can it be imported"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_examined_is_refused_in_one_line(what: str, examine: Examine) -> None:
+    changes, message = REFUSED[what]
+    with pytest.raises(InputError, match=message) as error:
+        examine("classic", *changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("sick", [True, False])
+def test_the_command_line_prints_json_and_is_strict_if_asked(
+    sick: bool, write: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = write("classic", *([RAND] if sick else []))
+    words = ["doctor", "--model", options["model"], "--loss", options["loss"], "--data", "digits"]
+    codes: list[Any] = []
+    for more in (["--json"], ["--json", "--strict"]):
+        monkeypatch.setattr(sys, "argv", ["vaelab", *words, *more])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        codes.append(exit_.value.code or 0)
+    findings = json.loads(capsys.readouterr().out.splitlines()[0])["findings"]
+    assert codes == [0, int(sick)]
+    assert ("uniform-noise" in {finding["name"] for finding in findings}) == sick
+    for finding in findings:
+        assert {"name", "severity", "message", "evidence", "remedy"} <= finding.keys()
+    if sick:
+        assert findings[0]["evidence"]["standard_deviation"] == pytest.approx(1 / math.sqrt(12), rel=0.01)
+
+
+def test_a_model_and_a_loss_of_this_process_are_examined_too() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.Linear(64, 6), nn.Linear(3, 64)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            mean, log_variance = self.encoder(x).chunk(2, 1)
+            return self.decoder(mean + (log_variance / 2).exp() * torch.randn_like(mean)), mean, log_variance
+
+    def loss(r: Tensor, x: Tensor, m: Tensor, s: Tensor) -> Tensor:
+        return ((r - x) ** 2).mean() + 0.5 * (m**2 + s.exp() - 1 - s).sum(1).mean()
+
+    torch.manual_seed(0)
+    model = Model()
+    before = {key: one.clone() for key, one in model.state_dict().items()}
+    found = vaelab.doctor(model=model, data="digits", loss=loss)
+    assert names(found) == ["effective-beta"]
+    assert found["effective-beta"].evidence["sigma"] == pytest.approx(math.sqrt(64 / 2), rel=1e-3)
+    assert found["effective-beta"].severity == "error"  # σ² = D/2 exceeds every eigenvalue of data in [0, 1]
+    assert all(torch.equal(before[key], one) for key, one in model.state_dict().items())  # it was left as it is
