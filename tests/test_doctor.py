@@ -7,6 +7,7 @@ import ast
 import importlib
 import json
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -112,7 +113,7 @@ def hold(remedy: str, case: Case) -> None:
     """Parse a remedy as the command line does, and compose the model that it would train."""
     line = remedy.rpartition("train again: ")[2]
     if not line.startswith("vaelab "):
-        assert line.startswith("Nothing to do: "), remedy
+        assert line.startswith(("Nothing to do: ", "Mend these examples")), remedy
         return
     _, name, *words = shlex.split(line)
     told = COMMANDS[name].make_context(name, list(words)).params
@@ -300,11 +301,32 @@ def test_updates_that_were_skipped(case: Case) -> None:
     sick = replace(case, lines=[*case.lines[:-1], {**case.lines[-1], "skipped": 2}])
     finding = found(sick, "skipped-updates", "warning")
     assert alarms(sick) == {"skipped-updates"}
-    assert finding.evidence == {"skipped": 2, "steps": 770}
+    assert finding.evidence == {"skipped": 2, "steps": 770, "first_skipped": ""}
     assert "training.learning_rate=0.0003 training.gradient_clip=1" in finding.remedy
     training = case.run.config.training.model_copy(update={"precision": "float16"})
     half = replace(sick, run=replace(case.run, config=replace(case.run.config, training=training)))
     assert found(half, "skipped-updates", "info")
+
+
+def test_rows_that_are_no_numbers_are_named_and_nothing_else_is_wrong(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float32)
+    rows[::40] = np.nan
+    np.save(tmp_path / "x.npy", rows)
+    keys = {
+        "data.stream": True,
+        "data.seed": 1,
+        "network.hidden": [4],
+        "model.latent_dim": 2,
+        "training.batch_size": 10,
+    }
+    run = vaelab.train("vae", data=tmp_path / "x.npy", epochs=8, out=tmp_path / "run", overrides=keys, progress=False)
+    case = look(run, run.data())
+    assert int(np.isnan(rows).sum()) > 0 and len(case.means) == case.evaluation.n < 60  # of 60 validation rows
+    finding = found(case, "skipped-updates", "warning")
+    assert finding.evidence["skipped"] == run.metrics()[-1]["skipped"] > 0
+    assert re.search(r"the data are NaN or infinite in .*row \d+0 of", finding.message)
+    assert finding.cause == "NaN or infinite values in the data"
+    assert "not-finite" not in Diagnosis("", run_checks.examine(case))
 
 
 def test_no_validation_examples(case: Case) -> None:

@@ -107,8 +107,9 @@ def _group(settings: Sequence[Setting]) -> Group:
     known = sum("log_px" in one for one in numbers.values())
     metric, sign = ("log_px", 1) if known >= min(2, len(settings)) else ("distortion", -1)
     values = {key: one[metric].mean for key, one in numbers.items() if metric in one}
-    ranked = [one for one in settings if math.isfinite(values.get(one.letter, math.nan))]
-    best = max(ranked or settings, key=lambda one: sign * values[one.letter])
+    measured = [one for one in settings if one.letter in values]
+    ranked = [one for one in measured if math.isfinite(values[one.letter])]
+    best = max(ranked or measured, key=lambda one: sign * values[one.letter])
     to_best = _differences(settings, best)
     first = settings[0].runs[0]
     what = f"{'probabilities' if first.discrete else 'densities'} of {describe(first.run.spec)}"

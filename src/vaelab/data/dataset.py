@@ -113,6 +113,17 @@ class Split:
         usable = x.flatten(1).isfinite().all(1)
         return x[usable], None if y is None else y[usable]
 
+    def usable(self) -> "Split":
+        """The same without the examples that hold NaN or infinity: a stream is read once for it.
+
+        Examples in memory were looked at when they were loaded.
+        """
+        if not self.streams:
+            return self
+        rows = torch.arange(len(self)).split(_DRAW_AT_ONCE)
+        whole = [self.convert(self.read(at)).flatten(1).isfinite().all(1) for at in rows]
+        return self.select(torch.cat(whole).cpu().nonzero().squeeze(1))
+
     def fixed(self, seed: int) -> "Split":
         """The same examples with dynamic binarization drawn once from `seed`; itself where nothing is dynamic.
 

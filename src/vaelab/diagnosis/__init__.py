@@ -69,7 +69,7 @@ def doctor(
         assert group == "data"
         keys[name] = value
     dataset = datasets.load(section("data", keys))  # pyright: ignore[reportArgumentType]
-    reference = model if isinstance(model, str) else type(model).__name__
+    reference = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
     found = model_file.find(model, "--model") if isinstance(model, str) else model
     wanted = model_file.find_loss(loss) if isinstance(loss, str) else loss
     subject = Path(reference).name if isinstance(model, str) else reference

@@ -1,5 +1,6 @@
 """What is measured of a run before anything is said of it."""
 
+import json
 import math
 import shlex
 from dataclasses import dataclass
@@ -110,6 +111,15 @@ class Case:
         return shlex.join(["vaelab", name, str(self.run), *options]) + self.run.plugin_options
 
     @property
+    def first_skipped(self) -> str:
+        """What training said of the first update that it skipped; empty if the checkpoint does not tell."""
+        try:
+            told = json.loads((self.run.path / "checkpoint" / "latest.json").read_text())
+            return told["counters"]["first_skipped"] or ""
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    @property
     def resume(self) -> str:
         """The command that goes on training."""
         return f"vaelab train --resume --out {shlex.quote(str(self.run))}{self.run.plugin_options}"
@@ -132,7 +142,7 @@ def look(run: Run, dataset: Dataset) -> Case:
     """
     split = "validation" if "validation" in dataset.splits else "train"
     whole = dataset[split]
-    examples = whole.head(EXAMPLES).fixed(run.config.data.seed)
+    examples = whole.head(EXAMPLES).fixed(run.config.data.seed).usable()
     model = load(run).to(examples.device)
     means, kl = latents(model, examples)
     return Case(

@@ -26,7 +26,7 @@ ILLNESSES = (
     Illness(
         "skipped-updates",
         "updates whose gradient was not finite",
-        "warning: one is enough; info under float16 up to 1 % and 10 of them, which find the loss scale",
+        "warning: one is enough; info under float16 up to 10 and 1 % of all updates, which find the loss scale",
     ),
     Illness(
         "unfinished",
@@ -36,7 +36,7 @@ ILLNESSES = (
     Illness(
         "early-stopping",
         "training that training.patience ended",
-        "info",
+        "info: fewer epochs than planned, the last training.patience of them without a lower validation loss",
     ),
     Illness(
         "no-validation",
@@ -48,7 +48,8 @@ ILLNESSES = (
         "loss of validation above that of training, or rising",
         f"warning: the gap at the kept epoch is more than {GAP:.0%}, or the later rise more than {LOST:.0%}, of "
         f"what the validation loss fell in all; info for a smaller rise, of {OVERFIT_NATS:g} nats and a thousandth "
-        "of the loss at least, because the best weights are kept",
+        "of the loss at least, because the best weights are kept. A rise counts where the best epoch is among the "
+        f"first {OVERFIT_EPOCHS:.0%}",
     ),
     Illness(
         "unstable",
@@ -109,16 +110,19 @@ def skipped_updates(case: Case) -> Iterator[Finding]:
     skipped = case.lines[-1].get("skipped") if case.lines else 0
     if not skipped:
         return
-    steps = case.lines[-1]["step"]
+    steps, first = case.lines[-1]["step"], case.first_skipped
+    of_data = "the data are NaN" in first
     few_of_half = case.run.config.training.precision == "float16" and skipped <= 0.01 * steps + 10
     yield Finding(
         "skipped-updates",
         "info" if few_of_half else "warning",
-        f"{skipped} of {steps} updates were skipped, for their gradient was not finite.",
-        {"skipped": skipped, "steps": steps},
-        "too high a learning rate, or data far from 1; checkpoint/latest.json says what the first one was "
-        "(first_skipped)",
-        case.again(case.slower(3), "training.gradient_clip=1"),
+        f"{skipped} of {steps} updates were skipped, for their gradient was not finite."
+        + (f" The first: {first}." if first else ""),
+        {"skipped": skipped, "steps": steps, "first_skipped": first},
+        "NaN or infinite values in the data" if of_data else "too high a learning rate, or data far from 1",
+        "Mend these examples, or leave them out of the data: an update with one of them is lost."
+        if of_data
+        else case.again(case.slower(3), "training.gradient_clip=1"),
     )
 
 

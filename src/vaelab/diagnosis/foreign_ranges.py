@@ -16,7 +16,7 @@ ILLNESSES = (
     Illness(
         "latent-range",
         "an activation on the mean or the log-variance",
-        "warning: never below 0, or never outside ±1, whatever the weights (up to 32 times as large)",
+        "warning: never below 0, or, of the mean, never outside ±1, whatever the weights (up to 32 times as large)",
     ),
     Illness(
         "output-range",

@@ -21,7 +21,8 @@ ILLNESSES = (
         "a β hidden in sums and means",
         f"error above {LOST_BETA:g} or where it changes with the batch size, warning beyond a factor of "
         f"{FAR_BETA:g}, info beyond 1 %; for a squared error, warning if σ is below {NARROW:.0%} of a pixel's "
-        "standard deviation",
+        "standard deviation, and if it is averaged as for squared-error-without-scale; for an absolute error, error "
+        f"above {LOST_BETA:g}, else warning",
     ),
     Illness(
         "squared-error-without-scale",

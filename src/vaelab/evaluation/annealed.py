@@ -38,6 +38,9 @@ class Annealing:
         temperatures: T, how many steps β takes from 0 to 1.
         schedule: of β. `sigmoid` goes slowly at both ends, where p(z) p(x|z)^β changes fastest.
         leapfrog_steps: gradients that one proposal takes.
+
+    Raises:
+        InputError: a number below 1, or another schedule.
     """
 
     chains: int = 16

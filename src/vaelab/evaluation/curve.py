@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vaelab.errors import InputError
 from vaelab.evaluation.likelihood import evaluate
-from vaelab.runs import Run
+from vaelab.runs import Run, load
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def rate_distortion(
         split, limit, seed: as for `evaluate`.
 
     Raises:
-        InputError: no such run; runs of different data, which no plane holds together; or a run without a rate.
+        InputError: no such run; a run without a rate; or runs that no plane holds together: of different data,
+            probabilities beside densities, p(x) beside p(x|y).
     """
     opened = [Run.open(run) for run in runs]
     if not opened:
@@ -50,6 +51,12 @@ def rate_distortion(
     for run in opened[1:]:
         if run.about.get("fingerprint") != opened[0].about.get("fingerprint"):
             raise InputError(f"{run}: trained on other data than {opened[0]}; their distortions cannot be compared")
+    models = [load(run) for run in opened]
+    for run, model in zip(opened, models, strict=True):
+        if model.likelihood.discrete != models[0].likelihood.discrete:
+            raise InputError(f"{run}: of {run} and {opened[0]} one has probabilities, the other densities")
+        if (model.labels is None) != (models[0].labels is None):
+            raise InputError(f"{run}: of {run} and {opened[0]} one is given the labels, the other is not")
     points: list[RatePoint] = []
     for run in opened:
         found = evaluate(run, 1, split, limit, seed)

@@ -198,7 +198,7 @@ def downstream_of(
         raise InputError(f"{run}: its encoder is told the label, so what tells labels from its latents proves nothing")
 
     def labeled(name: str) -> Labeled:
-        examples = dataset[name].fixed(run.config.data.seed).head(limit)
+        examples = dataset[name].fixed(run.config.data.seed).head(limit).usable()
         assert examples.labels is not None
         return Labeled(latents(model, examples)[0], _values(examples), examples.labels)
 

@@ -37,6 +37,9 @@ class Fit:
         steps: of Adam.
         num_samples: draws of z for the gradient at each step.
         importance_samples: K, draws from q* for log p(x), where z has more than two numbers.
+
+    Raises:
+        InputError: a number below 1.
     """
 
     steps: int = 300

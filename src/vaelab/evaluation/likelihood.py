@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, get_args
 
@@ -60,7 +61,7 @@ def evaluate(
         seed: of the draws of z.
         method: how log p(x) is estimated: `importance` sampling from q(z|x), for every model with a density; `annealed`
             importance sampling, for real latents; or `quadrature`, for at most two real latents, or few categories.
-            The latter two look at decoder and prior alone. An autoencoder is refused: its prior has no part in training.
+            The latter two do not depend on q(z|x), and refuse autoencoders, whose prior means nothing.
         annealing: chains, temperatures and schedule, if the method is `annealed`. It also bounds log p(x) from both
             sides on samples of the model: as many as there are examples, but 100 at most.
         split_rate: take the rate apart: mutual information, total correlation, dimension-wise KL.
@@ -170,8 +171,17 @@ def importance_weighted_bounds(model: Model, examples: Split, num_samples: Seque
 
     The largest k, K, is drawn once. For a smaller k the K draws fall into K // k groups, and L_k is the groups' mean.
 
+    Burda et al. 2016 (arXiv:1509.00519), eq. 8.
+
+    Args:
+        num_samples: each k.
+        seed: of the draws of z.
+
     Returns:
         [len(num_samples), N] float64, in nats.
+
+    Raises:
+        InputError: the posterior has no density.
     """
     model.eval()
     most = max(num_samples)
@@ -212,13 +222,20 @@ def _warning(model: Model, untrusted: float | None, importance_samples: int) -> 
     if untrusted is None or untrusted <= UNTRUSTED:
         return None
     measured = f" (Pareto k above {highest_k(importance_samples):.2f})" if importance_samples >= FEWEST else ""
-    other = " or --method annealed" if model.latents.holds == "real" else ""
-    other = " or --method quadrature" if model.latents.holds == "real" and model.latents.real <= 2 else other
     samples = "samples are" if importance_samples > 1 else "sample is"
     return (
         f"warning: {importance_samples} importance {samples} too few for {untrusted:.0%} of the examples{measured}, "
-        f"so log_px is rather too low; use --importance-samples {10 * importance_samples}{other}"
+        f"so log_px is rather too low; use --importance-samples {10 * importance_samples}{_other_method(model)}"
     )
+
+
+def _other_method(model: Model) -> str:
+    """The best way to log p(x) of this model that needs no importance weights, as words of the warning."""
+    for method, check in (("quadrature", check_quadrature), ("annealed", check_annealing)):
+        with suppress(InputError):
+            check(model)
+            return f" or --method {method}"
+    return ""
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def highest_k(num_samples: int) -> float:
 def pareto_shape(largest: Tensor) -> Tensor:
     """The shape k of a generalized Pareto distribution, fitted to the M weights above a threshold: [B].
 
-    Zhang & Stephens 2009 (Technometrics 51, 316-325): the mean of the scale parameter over its profile likelihood.
+    Zhang & Stephens 2009 (Technometrics 51, 316-325): the mean of θ, shape over scale, over its profile likelihood.
     Then drawn towards ½ as if by ten more weights (Vehtari et al. 2024). Weights that are all the same have
     no tail, and k = 0.
 

@@ -51,7 +51,8 @@ def dci(
     is complete by this definition: 1.
 
     The examples are divided at random into folds. For each fold the regressor is fitted on the others and tested on it;
-    the scores are means over the folds. With `folds=1`, two thirds are fitted and one third tested.
+    the scores are means over the folds. With `folds=1`, two thirds are fitted and one third tested. The more examples
+    are fitted, the less noise counts as importance: compare scores of as many examples.
 
     Args:
         codes: [N, D].
