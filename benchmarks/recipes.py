@@ -20,7 +20,8 @@ interrupted goes on from its checkpoint. The table is of all that is there. It i
 
 The difference to the baseline is paired. Test examples are the same for all, and their binarization was drawn once. So
 d[s, i] is the log p(x) of the entry with seed s for example i, minus that of the baseline with the same s and i. Its
-mean is over both. Its standard error takes both seeds and examples as drawn at random (see `paired`).
+mean is over both. Its standard error takes both seeds and examples as drawn at random (see
+`vaelab.comparison.crossed_mean`).
 """
 
 import argparse
@@ -38,6 +39,7 @@ from common import arguments, rows, run, say
 from numpy.typing import NDArray
 
 import vaelab
+from vaelab.comparison import crossed_mean
 from vaelab.errors import InputError, VaelabError
 from vaelab.evaluation.estimates import PerExample, batches, estimate
 from vaelab.evaluation.likelihood import DRAWS, examples_of
@@ -255,30 +257,6 @@ def choose(records: Sequence[dict[str, Any]]) -> tuple[float, dict[float, float]
 # -- numbers -------------------------------------------------------------------------------------------------------
 
 
-def paired(differences: NDArray[np.float64]) -> tuple[float, float | None]:
-    """The mean of d [S, N], of S seeds and N examples, and its standard error.
-
-    d[s, i] = μ + a_s + b_i + e_si with independent a, b, e of mean 0: what a seed does to all examples, what an example
-    does in all seeds, and the rest. The mean has variance σ_a²/S + σ_b²/N + σ_e²/(S N). The variance over seed means
-    has expectation σ_a² + σ_e²/N, that over example means σ_b² + σ_e²/S. Divided by S and by N, the two together
-    count the rest twice, so once σ_e²/(S N) is subtracted; σ_e² is the mean square of what is left when both kinds of
-    means are taken away. Neither of the two parts alone exceeds the variance in expectation, so the result is never
-    less than the larger. With one seed the error is over examples alone, and says nothing of other seeds.
-    """
-    seeds, examples = differences.shape
-    mean = float(differences.mean())
-    if examples < 2:
-        return mean, None
-    by_seed, by_example = differences.mean(1), differences.mean(0)
-    of_examples = float(by_example.var(ddof=1)) / examples
-    if seeds == 1:
-        return mean, math.sqrt(of_examples)
-    of_seeds = float(by_seed.var(ddof=1)) / seeds
-    rest = differences - by_seed[:, None] - by_example + mean
-    of_rest = float(np.square(rest).sum()) / ((seeds - 1) * (examples - 1)) / (seeds * examples)
-    return mean, math.sqrt(max(of_seeds + of_examples - of_rest, of_seeds, of_examples))
-
-
 def collect(out: Path, how: Protocol) -> list[dict[str, Any]]:
     """One row a budget that was evaluated, from the files of a folder."""
     evaluated: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
@@ -323,7 +301,7 @@ def _row(
     row |= {"difference": None, "difference_stderr": None, "difference_by_seed": {}}
     if pairs:
         differences = np.stack([found[seed]["values"] - baseline[seed]["values"] for seed in pairs])
-        row["difference"], row["difference_stderr"] = paired(differences)
+        row["difference"], row["difference_stderr"] = crossed_mean(differences)[:2]
         row["difference_by_seed"] = dict(zip(map(str, pairs), differences.mean(1).tolist(), strict=True))
     return row
 

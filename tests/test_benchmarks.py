@@ -176,25 +176,6 @@ def test_precision_is_compared_seed_by_seed() -> None:
     assert time_to_quality.paired([-1.0], [-2.0])["elbo_difference_stderr"] is None
 
 
-def test_paired_error_by_hand() -> None:
-    # Seed means 3 and 5, example means 2, 3 and 7, nothing left: 2 / 2 + 7 / 3.
-    mean, error = recipes.paired(np.array([[1.0, 2, 6], [3, 4, 8]]))
-    assert mean == 4.0
-    assert error == pytest.approx((1 + 7 / 3) ** 0.5)
-    # With one seed over the examples alone: variance 7, three of them.
-    assert recipes.paired(np.array([[1.0, 2, 6]])) == (3.0, pytest.approx((7 / 3) ** 0.5))
-
-
-def test_paired_error_is_the_spread_of_the_mean() -> None:
-    # 4,000 draws of d = 1 + a_s + b_i + e_si. The mean's variance is 0.5²/3 + 2²/40 + 1.5²/120 = 0.2021.
-    rng = np.random.default_rng(0)
-    a, b = 0.5 * rng.standard_normal((4000, 3, 1)), 2 * rng.standard_normal((4000, 1, 40))
-    found = [recipes.paired(d) for d in 1 + a + b + 1.5 * rng.standard_normal((4000, 3, 40))]
-    means, errors = (np.array(column, dtype=float) for column in zip(*found, strict=True))
-    assert means.var() == pytest.approx(0.2021, rel=0.08)
-    assert (errors**2).mean() == pytest.approx(0.2021, rel=0.04)
-
-
 def test_a_learning_rate_is_chosen_by_validation_and_not_by_one_seed() -> None:
     found = [(1e-3, 0, -93.0), (1e-3, 1, -91.0), (2e-3, 0, -92.5), (2e-3, 1, -92.5), (5e-4, 0, -90.0)]
     records = [{"learning_rate": r, "seed": seed, "validation": {"log_px": value}} for r, seed, value in found]

@@ -30,7 +30,7 @@ def refusal(source: object, **keys: object) -> str:
 def test_unknown_source_suggests_the_nearest() -> None:
     assert "unknown data source mnits; did you mean mnist?" in refusal("mnits")
     message = refusal("zzzz")
-    assert "zzzz" in message and "digits, mnist, freyfaces" in message
+    assert "zzzz" in message and "digits, sprites, mnist, freyfaces" in message
 
 
 def test_missing_paths(tmp_path: Path) -> None:
