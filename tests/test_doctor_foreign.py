@@ -20,7 +20,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 import vaelab
-from vaelab import cli, diagnosis
+from vaelab import cli
 from vaelab.config import DataConfig
 from vaelab.data import Dataset, load
 from vaelab.diagnosis import Diagnosis, foreign
@@ -61,7 +61,7 @@ def examine(write: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatc
     def load_once(keys: DataConfig) -> Dataset:
         return digits(keys.binarize)
 
-    monkeypatch.setattr(diagnosis.datasets, "load", load_once)
+    monkeypatch.setattr(vaelab.data, "load", load_once)
 
     def examined(style: str, *changes: tuple[str, str], loss: bool = True, seed: int = 0, **keys: Any) -> Diagnosis:
         names = write(style, *changes, seed=seed)
