@@ -214,7 +214,7 @@ def _configuration(run: Run) -> list[tuple[str, str]]:
     rows = [("recipe", run.config.recipe)]
     for group, keys in run.config.to_dict().items():
         if isinstance(keys, Mapping):
-            rows += [(f"{group}.{key}", plain(value)) for key, value in keys.items()]
+            rows += [(f"{group}.{key}", _plain(value)) for key, value in keys.items()]
     return rows
 
 
@@ -299,7 +299,7 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {key: finite.get(key) for key in values}
 
 
-def plain(value: Any) -> str:
+def _plain(value: Any) -> str:
     """A value of the configuration as text: `200, 200`."""
     return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vaelab.cli.shared import AsJson, Plugin, app, print_json, print_rows
-from vaelab.errors import InputError, process_rank
+from vaelab.cli.shared import AsJson, Plugin, app, name_and_keys, print_json, print_rows
+from vaelab.errors import process_rank
 
 
 @app.command(epilog="Example: vaelab train vae --data mnist data.binarize=dynamic --epochs 20")
@@ -29,15 +29,10 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe and write its run folder (default: digits, in runs/)."""
-    from vaelab.config import parse_override
     from vaelab.evaluation import Evaluation
     from vaelab.training import train as run_training
 
-    given = words or []
-    recipe, *more = [word for word in given if "=" not in word] or [None]
-    if more:
-        raise InputError(f"{recipe} and {more[0]}: give one recipe; all else is KEY=VALUE, like model.latent_dim=10")
-    overrides = dict(parse_override(word) for word in given if "=" in word)
+    recipe, overrides = name_and_keys(words, "give one recipe; all else is KEY=VALUE, like model.latent_dim=10")
     run = run_training(
         recipe, data=data, epochs=epochs, seed=seed, out=out, resume=resume, overrides=overrides, progress=True
     )

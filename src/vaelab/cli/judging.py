@@ -5,18 +5,28 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vaelab.cli.shared import AsJson, Plugin, RunFolder, Seed, SplitName, app, print_json
+from vaelab.cli.shared import (
+    AsJson,
+    ImportanceSamples,
+    Limit,
+    Plugin,
+    RunFolder,
+    Seed,
+    SplitName,
+    app,
+    name_and_keys,
+    print_found,
+    print_json,
+)
 from vaelab.errors import InputError, VaelabError
 
 
 @app.command(epilog="Example: vaelab evaluate runs/vae-digits-1 --importance-samples 500")
 def evaluate(
     run: RunFolder,
-    importance_samples: Annotated[int, typer.Option(metavar="K", help="Draws of z an example for log p(x).")] = 100,
+    importance_samples: ImportanceSamples = 100,
     split: SplitName = "test",
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Only the first N examples.", show_default=False)
-    ] = None,
+    limit: Limit = None,
     method: Annotated[
         Literal["importance", "annealed", "quadrature"],
         typer.Option(
@@ -61,7 +71,7 @@ def evaluate(
         split_rate=split_rate,
         gaps=gaps,
     )
-    print_json(result.to_dict()) if as_json else print(result)
+    print_found(result, as_json)
 
 
 @app.command(epilog="Example: vaelab doctor runs/vae-digits-1")
@@ -99,7 +109,7 @@ def doctor(
         raise InputError(f"{run} and {more[0]}: give one run")
     overrides = {} if model is None else dict(parse_override(word) for word in given if "=" in word)
     found = examine(run, model=model, data=data, loss=loss, overrides=overrides)
-    print_json(found.to_dict()) if as_json else print(found)
+    print_found(found, as_json)
     return int(strict and bool(found.alarms))
 
 
@@ -129,30 +139,25 @@ def compare(
         ),
     ] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="The table as .csv.", show_default=False)] = None,
-    importance_samples: Annotated[int, typer.Option(metavar="K", help="Draws of z an example for log p(x).")] = 100,
+    importance_samples: ImportanceSamples = 100,
     split: SplitName = "test",
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Only the first N examples.", show_default=False)
-    ] = None,
+    limit: Limit = None,
     plugin: Plugin = None,
     as_json: AsJson = False,
 ) -> None:
     """Runs beside each other: settings, numbers with paired tests, curves, pictures."""
     from vaelab import comparison
-    from vaelab.config import parse_override
 
     how: dict[str, Any] = {"importance_samples": importance_samples, "split": split, "limit": limit, "csv": csv}
     if vary:
-        recipe, *more = [word for word in words if "=" not in word] or [None]
-        if more:
-            raise InputError(f"{recipe} and {more[0]}: with --vary, give one recipe; all else is KEY=VALUE")
+        recipe, overrides = name_and_keys(words, "with --vary, give one recipe; all else is KEY=VALUE")
         found = comparison.compare_grid(
             comparison.parse_vary(vary),
             seeds=1 if seeds is None else seeds,
             recipe=recipe,
             data=data,
             epochs=epochs,
-            overrides=dict(parse_override(word) for word in words if "=" in word),
+            overrides=overrides,
             out=out,
             **how,
         )
@@ -193,7 +198,7 @@ def quality(
     found = sample_quality(
         run, features=features, components=components, limit=limit, split=split, draw=draw, seed=seed
     )
-    print_json(found.to_dict()) if as_json else print(found)
+    print_found(found, as_json)
 
 
 @app.command(epilog="Example: vaelab downstream runs/vae-digits-1")
@@ -209,7 +214,7 @@ def downstream(
     from vaelab.evaluation import downstream_of
 
     found = downstream_of(run, split=split, limit=limit, c=c)
-    print_json(found.to_dict()) if as_json else print(found)
+    print_found(found, as_json)
 
 
 @app.command(epilog="Example: vaelab disentanglement runs/vae-sprites-1 --limit 1000")
@@ -229,4 +234,4 @@ def disentanglement(
     from vaelab.evaluation import disentanglement_of
 
     found = disentanglement_of(run, split=split, limit=limit, regressor=regressor, replicates=replicates, seed=seed)
-    print_json(found.to_dict()) if as_json else print(found)
+    print_found(found, as_json)

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vaelab.errors import InputError
+
 app = typer.Typer(
     name="vaelab",
     help="Train, evaluate and use variational autoencoders.",
@@ -24,6 +26,8 @@ Out = Annotated[
 Draw = Annotated[bool, typer.Option("--draw", help="Draw from p(x|z); otherwise show its mean.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random numbers.")]
 SplitName = Annotated[str, typer.Option("--split", help="train, validation or test.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Only the first N examples.", show_default=False)]
+ImportanceSamples = Annotated[int, typer.Option(metavar="K", help="Draws of z an example for log p(x).")]
 
 
 def _load_plugins(names: list[str] | None) -> None:
@@ -44,6 +48,26 @@ Plugin = Annotated[
         show_default=False,
     ),
 ]
+
+
+def name_and_keys(words: list[str] | None, advice: str) -> tuple[str | None, dict[str, Any]]:
+    """Of the words of a command, the one that is no KEY=VALUE, if there is one, and the keys.
+
+    Raises:
+        InputError: there are two such words; `advice` ends the message.
+    """
+    from vaelab.config import parse_override
+
+    given = words or []
+    name, *more = [word for word in given if "=" not in word] or [None]
+    if more:
+        raise InputError(f"{name} and {more[0]}: {advice}")
+    return name, dict(parse_override(word) for word in given if "=" in word)
+
+
+def print_found(found: Any, as_json: bool) -> None:
+    """A result with `to_dict` and a text, as asked for."""
+    print_json(found.to_dict()) if as_json else print(found)
 
 
 def print_json(value: Any) -> None:
