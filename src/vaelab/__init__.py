@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from vaelab.comparison import compare as compare
     from vaelab.comparison import compare_grid as compare_grid
+    from vaelab.compression import compress as compress
+    from vaelab.compression import decompress as decompress
     from vaelab.data import DataSpec as DataSpec
     from vaelab.diagnosis import doctor as doctor
     from vaelab.errors import InputError as InputError
@@ -41,6 +43,8 @@ _HOME = {
     "VaelabError": "errors",
     "compare": "comparison",
     "compare_grid": "comparison",
+    "compress": "compression",
+    "decompress": "compression",
     "doctor": "diagnosis",
     "encode": "generation",
     "evaluate": "evaluation",

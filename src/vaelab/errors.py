@@ -23,3 +23,11 @@ class InputError(VaelabError, ValueError):
     """Wrong use or wrong input (exit code 2). The message names the thing and the remedy in one line."""
 
     exit_code = 2
+
+
+class CorruptFile(InputError):
+    """A compressed file that is damaged, cut short, or none of ours."""
+
+
+class WrongModel(InputError):
+    """A compressed file that another model has written."""

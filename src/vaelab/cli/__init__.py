@@ -11,11 +11,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from vaelab import __version__
-from vaelab.cli import fitting, generating, judging  # in the order in which --help lists their commands
+from vaelab.cli import compressing, fitting, generating, judging  # in the order in which --help lists their commands
 from vaelab.cli.shared import app
 from vaelab.errors import VaelabError, process_rank
 
-__all__ = ["app", "fitting", "generating", "judging", "main"]
+__all__ = ["app", "compressing", "fitting", "generating", "judging", "main"]
 
 
 def _version(asked: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vaelab.cli.shared import AsJson, Draw, Out, Plugin, RunFolder, Seed, SplitName, app, wrote
+from vaelab.cli.shared import AsJson, Draw, Out, Plugin, RunFolder, Seed, SplitName, app, numbers, wrote
 
 
 @app.command(epilog="Example: vaelab sample runs/vae-digits-1 -n 64 -o samples.png")
@@ -85,7 +85,7 @@ def traverse(
     """Move one latent at a time and hold the others still."""
     from vaelab import generation
 
-    chosen = None if latents is None else _numbers(latents)
+    chosen = None if latents is None else numbers(latents, "--latents")
     generation.traverse(run, latents=chosen, span=span, steps=steps, split=split, out=out, draw=draw, seed=seed)
     wrote(out, as_json)
 
@@ -105,10 +105,3 @@ def encode(
 
     generation.encode(run, data=data, out=out)
     wrote(out, as_json)
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text}: write latent numbers as 0,3,7", param_hint="--latents") from None

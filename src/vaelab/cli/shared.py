@@ -65,6 +65,14 @@ def name_and_keys(words: list[str] | None, advice: str) -> tuple[str | None, dic
     return name, dict(parse_override(word) for word in given if "=" in word)
 
 
+def numbers(text: str, option: str) -> list[int]:
+    """Whole numbers with commas between."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text}: write numbers as 0,3,7", param_hint=option) from None
+
+
 def print_found(found: Any, as_json: bool) -> None:
     """A result with `to_dict` and a text, as asked for."""
     print_json(found.to_dict()) if as_json else print(found)

@@ -50,22 +50,22 @@ def load_array(path: Path, config: DataConfig) -> Examples:
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """The array of examples and that of labels."""
-    with _reading(path), path.open("rb") as file:
-        _format(file.read(6))
+    with reading(path), path.open("rb") as file:
+        file_format(file.read(6))
         file.seek(0)
         opened = np.load(file, allow_pickle=False)
         if isinstance(opened, np.ndarray):
             return opened, None
-        values = opened[_choose(opened.files, path)]
+        values = opened[choose_examples(opened.files, path)]
         return np.asarray(values), opened["y"] if "y" in opened.files else None
     raise AssertionError
 
 
 def _mapped(path: Path, config: DataConfig) -> NDArray[Any] | None:
     """The array of an `.npy`, left in its file; None where it cannot stay there and need not."""
-    with _reading(path):
+    with reading(path):
         with path.open("rb") as file:
-            packed = _format(file.read(6)) == "npz"
+            packed = file_format(file.read(6)) == "npz"
         # Not a private writable map: of a large file the system may refuse it, as if it took memory.
         values = None if packed else np.load(path, mmap_mode="r", allow_pickle=False)
     if values is not None and values.flags.c_contiguous:
@@ -81,7 +81,7 @@ def _mapped(path: Path, config: DataConfig) -> NDArray[Any] | None:
 
 
 @contextmanager
-def _reading(path: Path) -> Generator[None]:
+def reading(path: Path) -> Generator[None]:
     """One line for whatever a damaged file raises."""
     try:
         yield
@@ -92,7 +92,7 @@ def _reading(path: Path) -> Generator[None]:
         raise InputError(f"{path}: not a readable array file ({reason})") from None
 
 
-def _format(start: bytes) -> str:
+def file_format(start: bytes) -> str:
     """`npy` or `npz`, by how a file begins."""
     if start == b"\x93NUMPY":
         return "npy"
@@ -101,7 +101,7 @@ def _format(start: bytes) -> str:
     raise ValueError("neither the .npy nor the .npz format; use numpy.save or numpy.savez")
 
 
-def _choose(names: list[str], path: Path) -> str:
+def choose_examples(names: list[str], path: Path) -> str:
     """Which array of an `.npz` holds the examples."""
     for candidates in ([n for n in names if n in ("x", "X")], [n for n in names if n != "y"]):
         if len(candidates) == 1:
@@ -152,10 +152,10 @@ def channels_first(values: NDArray[Any]) -> NDArray[Any]:
 
 def _as_real(values: NDArray[Any], where: str) -> tuple[Tensor, None]:
     """float32, all finite."""
-    _refuse_rows(~np.isfinite(values), where, "NaN or infinite values", "remove or fill them")
+    refuse_rows(~np.isfinite(values), where, "NaN or infinite values", "remove or fill them")
     with np.errstate(over="ignore"):
         single = np.ascontiguousarray(values, np.float32)
-    _refuse_rows(~np.isfinite(single), where, "values beyond float32 (3.4e38)", "rescale them")
+    refuse_rows(~np.isfinite(single), where, "values beyond float32 (3.4e38)", "rescale them")
     return torch.from_numpy(single), None
 
 
@@ -163,7 +163,7 @@ def _as_levels(values: NDArray[Any], where: str) -> tuple[Tensor, int]:
     """The smallest of uint8, int16 and int32 that holds the values, and the number of levels."""
     highest = int(values.max())
     if values.dtype.kind == "i":
-        _refuse_rows(values < 0, where, "negative integers", "levels count from 0; save floats if these are no levels")
+        refuse_rows(values < 0, where, "negative integers", "levels count from 0; save floats if these are no levels")
     if highest >= _MOST_LEVELS:
         raise InputError(f"{where}: integers up to {highest}, above {_MOST_LEVELS} levels; save them as floats")
     kind = np.uint8 if highest < 256 else np.int16 if highest < 32_768 else np.int32
@@ -171,7 +171,7 @@ def _as_levels(values: NDArray[Any], where: str) -> tuple[Tensor, int]:
     return torch.from_numpy(np.ascontiguousarray(values, kind)), levels
 
 
-def _refuse_rows(bad: NDArray[np.bool_], where: str, what: str, remedy: str) -> None:
+def refuse_rows(bad: NDArray[np.bool_], where: str, what: str, remedy: str) -> None:
     """Refuse values, naming the first example that holds one and how many examples do."""
     rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
     if len(rows):

@@ -98,7 +98,7 @@ def _opened(content: Content) -> Image.Image:
 def _read(content: Content, size: Size | None) -> NDArray[np.uint8]:
     """One picture `[C, H, W]`, with C = 1 if it is grey and 3 otherwise."""
     with _opened(content) as opened:
-        _check_pixels(opened)
+        check_pixels(opened)
         picture = _flatten(ImageOps.exif_transpose(opened))
         has_checksums = opened.format == "PNG"
     if has_checksums:  # which decoding skips
@@ -114,7 +114,7 @@ def _read(content: Content, size: Size | None) -> NDArray[np.uint8]:
     return pixels.transpose(2, 0, 1)
 
 
-def _check_pixels(opened: Image.Image) -> None:
+def check_pixels(opened: Image.Image) -> None:
     """Refuse what Pillow only warns of."""
     pixels = opened.width * opened.height
     if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
@@ -140,7 +140,7 @@ def _flatten(picture: Image.Image) -> Image.Image:
 def _header_size(content: Content) -> Size:
     """Height and width of one picture after it is turned upright, from its header alone."""
     with _opened(content) as opened:
-        _check_pixels(opened)
+        check_pixels(opened)
         # That of the base class: that of a PNG would decode the picture to look for more.
         on_its_side = Image.Image.getexif(opened).get(_ORIENTATION, 1) in (5, 6, 7, 8)
         width, height = opened.size
@@ -161,7 +161,7 @@ def _decode_all(pictures: Encoded, size: Size | None) -> NDArray[np.uint8]:
     """All pictures as one array `[N, C, H, W]`."""
     decoded: NDArray[np.uint8] | None = None
     one_size = _OneSize(pictures, size)
-    with closing(_each(pictures, lambda content: _read(content, size), "reading pictures")) as stream:
+    with closing(each(pictures, lambda content: _read(content, size), "reading pictures")) as stream:
         for i, picture in stream:
             channels, height, width = picture.shape
             one_size.check(i, (height, width))
@@ -193,7 +193,7 @@ class _OneSize:
         self.size, self.example = size, this
 
 
-def _each(
+def each(
     pictures: Encoded, function: Callable[[Content], Result], doing: str
 ) -> Generator[tuple[int, Result], None, None]:
     """Position and result of each sound picture in turn; at the end, InputError if there were damaged ones.
@@ -256,7 +256,7 @@ class Pictures(Rows):
         self.one_size = _OneSize(pictures, size)
         Image.init()
         if size is None and pictures.files:
-            with closing(_each(pictures, _header_size, "reading sizes")) as headers:
+            with closing(each(pictures, _header_size, "reading sizes")) as headers:
                 for i, found in headers:
                     self.one_size.check(i, found)
         colors = any(len(picture) == 3 for picture in self._decoded(spread(len(pictures)).tolist()))

@@ -31,9 +31,9 @@ def load_folder(folder: Path, config: DataConfig) -> Examples:
     Raises:
         InputError: no pictures, damaged pictures, or several sizes.
     """
-    paths = _find(folder)
+    paths = find_pictures(folder)
     division = divide_randomly(len(paths), config)  # before the pictures are read: it may refuse
-    raw = load_pictures(_Files(folder, paths), config)
+    raw = load_pictures(PictureFiles(folder, paths), config)
     parts = [path.relative_to(folder).parts for path in paths]
     if any(len(part) != 2 for part in parts):
         return Examples(raw, LEVELS, division)
@@ -43,7 +43,7 @@ def load_folder(folder: Path, config: DataConfig) -> Examples:
     return Examples(raw, LEVELS, division, labels, tuple(names))
 
 
-def _find(folder: Path) -> list[Path]:
+def find_pictures(folder: Path) -> list[Path]:
     """The pictures under a folder, sorted; hidden files and folders left out."""
 
     def refuse(error: OSError) -> None:
@@ -62,7 +62,7 @@ def _find(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-class _Files(Encoded):
+class PictureFiles(Encoded):
     """Picture files under a folder."""
 
     files = True

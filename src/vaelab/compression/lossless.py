@@ -1,0 +1,252 @@
+"""`vaelab.compress` and `vaelab.decompress`: from an input to a file, and back, bit for bit."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vaelab.compression import cargo
+from vaelab.compression.chain import decode, encode
+from vaelab.compression.codec_file import Codec, open_codec
+from vaelab.compression.container import Chunk, Container, Mode, Reader, Stream, content_hash, write_container
+from vaelab.compression.quantize import CodecModel
+from vaelab.errors import CorruptFile, InputError
+from vaelab.files import replacing
+from vaelab.runs import Run
+
+RunPath = str | os.PathLike[str] | Run
+Levels = NDArray[np.integer[Any]]
+CHUNK = 1000
+_One = TypeVar("_One")
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a compressed file holds and costs.
+
+    Attributes:
+        file: its path.
+        examples: how many are in it.
+        dims: dimensions of an example.
+        bytes: of the whole file.
+        payload_bytes: of it, what the coder wrote, initial bits included.
+        initial_bits: how many bits its streams began with, all together.
+        bits_per_dim: of the whole file; None without examples.
+        payload_bits_per_dim: of the payload.
+    """
+
+    file: str
+    examples: int
+    dims: int
+    bytes: int
+    payload_bytes: int
+    initial_bits: int
+
+    @property
+    def bits_per_dim(self) -> float | None:
+        return 8 * self.bytes / (self.examples * self.dims) if self.examples else None
+
+    @property
+    def payload_bits_per_dim(self) -> float | None:
+        return 8 * self.payload_bytes / (self.examples * self.dims) if self.examples else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self) | {"bits_per_dim": self.bits_per_dim, "payload_bits_per_dim": self.payload_bits_per_dim}
+
+    def __str__(self) -> str:
+        cost = f", {self.bits_per_dim:.4f} bits/dim" if self.examples else ""
+        return f"{self.file}: {self.examples:,} examples in {self.bytes:,} bytes{cost}"
+
+
+def compress(
+    run: RunPath,
+    source: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    mode: Mode = "solid",
+    chunk: int = CHUNK,
+    tile: bool = False,
+    verify: bool = True,
+) -> Compressed:
+    """Compress without loss, with a trained model, by bits-back coding (Townsend et al. 2019, arXiv:1901.04866).
+
+    Args:
+        run: a run folder. Its model in whole numbers is kept there, as codec.safetensors.
+        source: what to compress, all that `data.source` accepts: a name, a folder of pictures, an array file.
+        out: the file to write.
+        split: instead of a source, this part of the run's own data, as the run sees it (binarized once, say).
+        mode: `solid`: the examples of a chunk are chained, and borrow bits from each other; `image`: each alone.
+        chunk: how many examples can be decoded without the others; 0 puts all in one chunk.
+        tile: cut pictures of other sizes into tiles of the model's.
+        verify: decode all of it again before the file is written.
+
+    Raises:
+        InputError: the model has no codec, or the input does not suit it.
+    """
+    run, out = Run.open(run), Path(out)
+    if chunk < 0:
+        raise InputError(f"chunk={chunk}: must be at least 1, or 0 for one chunk of everything")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first")
+    codec = open_codec(run)
+    taken = take(run, source, split, tile)
+    data, made = pack(codec, taken, mode, chunk)
+    if verify:
+        with io.BytesIO(data) as file:
+            if not np.array_equal(unpack(codec, Reader(file, out)), taken.examples):
+                raise AssertionError(f"{out}: what was compressed does not come back; nothing was written")
+    with replacing(out) as temporary:
+        temporary.write_bytes(data)
+    return summary(made, taken, str(out), len(data))
+
+
+def decompress(
+    run: RunPath,
+    file: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    only: Sequence[int] | None = None,
+) -> Path:
+    """Give back what `compress` was given.
+
+    Args:
+        run: the run folder that it was compressed with.
+        file: the compressed file.
+        out: where to write: an .npy or .npz as the input was, or a new folder of pictures.
+        only: positions of the pictures (or rows of an array) to give back; only their chunks are decoded.
+
+    Returns:
+        Where it was written.
+
+    Raises:
+        CorruptFile: the file is damaged. Nothing is written.
+        WrongModel: another model wrote it.
+    """
+    run, out = Run.open(run), Path(out)
+    with Reader.open(file) as reader:
+        codec = open_codec(run)
+        reader.check_model(codec.model_hash, codec.tables_hash)
+        if cargo.count_examples(reader.description) != reader.examples:
+            raise CorruptFile(f"{file}: its description tells of other examples than it holds; copy it again")
+        cargo.check_out(reader.description, out)
+        wanted = None if only is None else cargo.examples_of(reader.description, only)
+        cargo.write(unpack(codec, reader, wanted), reader.description, out, only)
+    return out
+
+
+def take(run: Run, source: str | os.PathLike[str] | None, split: str | None, tile: bool) -> cargo.Cargo:
+    """The examples of a source, or of a split of the run's own data."""
+    if (source is None) == (split is None):
+        raise InputError("name either an input, or with --split a part of the run's own data")
+    if source is not None:
+        return cargo.read(source, run.spec, tile=tile)
+    assert split is not None
+    note = f"The {split} examples of {run.config.data.source}, as a run saw them; labels are no part of it."
+    examples = run.data()[split].fixed(run.config.data.seed).read()
+    return cargo.of_array(examples.numpy(), run.spec, where=f"{split} examples", tile=tile, note=note)
+
+
+# -- examples and files --------------------------------------------------------------------------------------------
+
+
+def pack(codec: Codec, taken: cargo.Cargo, mode: Mode, chunk: int) -> tuple[bytes, Container]:
+    """The file that holds these examples."""
+    examples, n = taken.examples, len(taken.examples)
+    starts = [*range(0, n, chunk or max(1, n)), n]
+    parts = [examples[start:stop] for start, stop in pairwise(starts)]
+
+    def made(part: Levels) -> Chunk:
+        if mode == "solid":
+            return Chunk((_stream(codec.model, part),))
+        return Chunk(tuple(_stream(codec.model, part[at : at + 1]) for at in range(len(part))))
+
+    chunks = tuple(_each(made, parts))
+    container = Container(mode, codec.model_hash, codec.tables_hash, taken.description, content_hash(examples), chunks)
+    return write_container(container), container
+
+
+def unpack(codec: Codec, reader: Reader, wanted: Sequence[int] | None = None) -> NDArray[np.int32]:
+    """The examples of a file, or the wanted ones, [N, *shape].
+
+    Raises:
+        CorruptFile: what comes out is not what went in.
+    """
+    numbers = range(len(reader.ranges)) if wanted is None else sorted({reader.chunk_of(one) for one in wanted})
+    chunks = [reader.chunk(number) for number in numbers]  # all are checked before any is decoded
+    name = reader.name
+
+    def decoded(chunk: Chunk) -> tuple[NDArray[np.int32], bool]:
+        found = [_decode(codec.model, stream, name) for stream in chunk.streams]
+        return np.concatenate([examples for examples, _ in found]), all(whole for _, whole in found)
+
+    found = list(_each(decoded, chunks))
+    if wanted is None:
+        examples = np.concatenate([np.empty((0, *codec.model.shape), np.int32), *(part for part, _ in found)])
+        if content_hash(examples) != reader.content_hash:
+            raise _corrupt(name, "its content is not what was compressed")
+    else:
+        places = {
+            one: part[at]
+            for number, (part, _) in zip(numbers, found, strict=True)
+            for at, one in enumerate(reader.ranges[number])
+        }
+        examples = (
+            np.stack([places[one] for one in wanted]) if len(wanted) else np.empty((0, *codec.model.shape), np.int32)
+        )
+    if not all(whole for _, whole in found):
+        raise _corrupt(name, "its initial bits do not come back")
+    return examples
+
+
+def summary(container: Container, taken: cargo.Cargo, file: str, size: int) -> Compressed:
+    """What a file costs."""
+    streams = [stream for chunk in container.chunks for stream in chunk.streams]
+    return Compressed(
+        file,
+        len(taken.examples),
+        int(np.prod(taken.examples.shape[1:])),
+        size,
+        sum(len(stream.payload) for stream in streams),
+        32 * sum(stream.initial_words for stream in streams),
+    )
+
+
+def _stream(model: CodecModel, examples: Levels) -> Stream:
+    initial, words = encode(model, examples)
+    return Stream(len(examples), initial, words.astype("<u4").tobytes())
+
+
+def _decode(model: CodecModel, stream: Stream, name: str) -> tuple[NDArray[np.int32], bool]:
+    words = np.frombuffer(stream.payload, "<u4").astype(np.uint32)
+    examples, whole = decode(model, stream.examples, stream.initial_words, words)
+    if examples is None:
+        raise _corrupt(name, "it cannot be decoded")
+    return examples, whole
+
+
+def _corrupt(name: str, what: str) -> CorruptFile:
+    return CorruptFile(f"{name}: {what}; copy it again from its source, or compress the data again")
+
+
+def _each(function: Callable[[_One], _Made], items: Sequence[_One]) -> Sequence[_Made]:
+    """Of each item, in order; as many at once as torch has threads, each with one."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(items) < 2:
+        return [function(item) for item in items]
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,127 @@
+"""p(x|z) in whole numbers: a codec of examples for what the decoder gives.
+
+Each likelihood here is quantized by `of`, from the trained one, and gives `codec(outputs)`: outputs are whole numbers
+in float64 at 2⁻¹⁶, [B, *output_shape], and symbols the levels of all dimensions, [B · dims] in C order.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit, gammaln
+from torch import Tensor
+
+from vaelab.compression.codecs import Bits, Categorical, Codec, Frequencies
+from vaelab.compression.integers import ACTIVATION_BITS, OUTPUT_BITS, limit, look_up, rescale
+from vaelab.likelihoods.bernoulli import BernoulliLikelihood
+from vaelab.likelihoods.counts import BetaBinomialLikelihood, bound_of
+
+
+class Pixels(ABC):
+    """A likelihood, quantized."""
+
+    @abstractmethod
+    def codec(self, outputs: Tensor) -> Codec:
+        """Of all dimensions of all examples, [B · dims]."""
+
+
+def points() -> NDArray[np.float64]:
+    """The values of all activations."""
+    top = limit(ACTIVATION_BITS)
+    return np.arange(-top, top + 1) / 2**ACTIVATION_BITS
+
+
+def whole(values: NDArray[np.float64]) -> Tensor:
+    """The nearest whole numbers, in float64."""
+    return torch.from_numpy(np.rint(values))
+
+
+@dataclass
+class BernoulliPixels(Pixels):
+    """P(1) by the logit.
+
+    Attributes:
+        p: at activations, multiples of 2⁻³⁰.
+    """
+
+    p: Tensor
+
+    def codec(self, outputs: Tensor) -> Codec:
+        logits = rescale(outputs, OUTPUT_BITS, ACTIVATION_BITS)
+        return Bits(look_up(self.p, logits).flatten().numpy())
+
+
+def bernoulli(_: BernoulliLikelihood) -> BernoulliPixels:
+    """Quantized."""
+    return BernoulliPixels(whole(expit(points()) * 2**30) / 2**30)
+
+
+# -- beta-binomial -------------------------------------------------------------------------------------------------
+
+STEPS = 16  # of ln α and ln β, in one unit
+LOWEST, HIGHEST = -12, 8  # ln α and ln β
+LOG2_BITS = 16  # of log2 p
+
+
+@dataclass
+class BetaBinomialPixels(Pixels):
+    """A grid of ln α and ln β, 16 steps a unit.
+
+    log₂ P(k) = rising[α, k] + rising[β, n − k] + constant, with n = L − 1 and rising[α, k] = log₂ Γ(k + α) / (Γ(α) k!)
+    at 2⁻¹⁶. So the distribution of each of the 102,400 pairs comes from one small table, by sums and by looking up
+    powers of two; it is made when a pair is first met.
+
+    Attributes:
+        log_sigmoid: ln σ(x) at activations x, at 2⁻¹⁶.
+        log_concentration: ln(α + β) by the decoder's second output, at 2⁻¹⁶.
+        rising: [grid, L].
+        power: 2ˣ for x = 0, 2⁻¹⁶, …, at 2⁻²⁴.
+    """
+
+    log_sigmoid: Tensor
+    log_concentration: Tensor
+    rising: Tensor
+    power: Tensor
+
+    def __post_init__(self) -> None:
+        self.models = Frequencies(self.weights)
+
+    def codec(self, outputs: Tensor) -> Codec:
+        logits, raw = rescale(outputs, OUTPUT_BITS, ACTIVATION_BITS).unbind(1)
+        concentration = look_up(self.log_concentration, raw)
+        alpha = concentration + look_up(self.log_sigmoid, logits)
+        beta = concentration + look_up(self.log_sigmoid, -logits)
+        # Beyond the grid the concentration is lowered, and the mean stays.
+        excess = (torch.maximum(alpha, beta) - HIGHEST * 2.0**OUTPUT_BITS).clamp_(min=0)
+        key = self._cell(alpha - excess) * len(self.rising) + self._cell(beta - excess)
+        return Categorical(self.models, key.to(torch.int32).flatten().numpy())
+
+    def _cell(self, log_value: Tensor) -> Tensor:
+        """The nearest place on the grid."""
+        return (log_value * (STEPS / 2.0**OUTPUT_BITS)).round().sub_(LOWEST * STEPS).clamp_(0, len(self.rising) - 1)
+
+    def weights(self, key: int) -> NDArray[np.float64]:
+        """Of levels 0, 1, …, up to a factor."""
+        alpha, beta = divmod(key, len(self.rising))
+        log2_p = (self.rising[alpha] + self.rising[beta].flip(0)).numpy().astype(np.int64)
+        log2_p -= log2_p.max()
+        whole, part = log2_p >> LOG2_BITS, log2_p & ((1 << LOG2_BITS) - 1)
+        return np.rint(np.ldexp(self.power.numpy()[part], np.maximum(whole, -60).astype(np.int32)))
+
+
+def beta_binomial(likelihood: BetaBinomialLikelihood) -> BetaBinomialPixels:
+    """Tables of the grid."""
+    x = points()
+    cells = np.exp(np.arange(LOWEST * STEPS, HIGHEST * STEPS + 1) / STEPS)[:, None]
+    counts = np.arange(likelihood.levels)
+    rising = (gammaln(counts + cells) - gammaln(cells) - gammaln(counts + 1)) / math.log(2)
+    most = math.log(bound_of(likelihood.levels))
+    return BetaBinomialPixels(
+        log_sigmoid=whole(-np.logaddexp(0, -x) * 2**OUTPUT_BITS),
+        log_concentration=whole(-np.logaddexp(-x, -most) * 2**OUTPUT_BITS),
+        rising=whole(rising * 2**LOG2_BITS),
+        power=whole(np.exp2(np.arange(1 << LOG2_BITS) / (1 << LOG2_BITS)) * 2**24),
+    )
