@@ -114,6 +114,13 @@ WRONG = {
         ("exact_kl = 0.5 *", "exact_kl = 0.52 *"),
         ("return log_px_z + log_pz - log_qz_x", "return log_px_z + 0.9 * log_pz - log_qz_x"),
     ],
+    "07": [
+        ("return -(p * q.log2()).sum()", "return -(q * q.log2()).sum()"),
+        ("table[-1] + start + message % share", "table[-1] + message % share"),
+        ("standard.cdf((edges - mean) / torch.exp(0.5 *", "standard.cdf((edges - mean) / torch.exp(0.3 *"),
+        ("(model.decoder(CENTERS[z]).sigmoid())", "((1.4 * model.decoder(CENTERS[z])).sigmoid())"),
+        ("pop(message, [table_of(log_joint(x.double()).softmax(-1))])", "pop(message, [table_of(weights)])"),
+    ],
     "clinic": [
         ("both_means * PIXELS, (distortion + 8 * kl)", "both_means * PIXELS, (distortion + 7 * kl)"),
         ("log_q.logsumexp(1) - math.log(len(train_x))", "log_q.logsumexp(0) - math.log(len(train_x))"),

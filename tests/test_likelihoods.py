@@ -84,6 +84,31 @@ def test_bernoulli_agrees_with_scipy_and_sums_to_one(logit: float) -> None:
     assert log_prob.logsumexp(0).item() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("size", [1, 61, 64, 67, 784])
+def test_bernoulli_in_float32_is_near_float64_with_and_without_gradients(size: int) -> None:
+    """Each row has one kind of logits; no row's underflow, infinity or NaN reaches another.
+
+    All −0.5 to −5: a product of 64 probabilities is e⁻⁶² to e⁻³²⁰, and float32 loses digits below e⁻⁸⁷.
+    """
+    noise = torch.randn(4, size, generator=torch.Generator().manual_seed(0))
+    signs = torch.where(noise[0] > 0, 1.0, -1.0)
+    same = torch.linspace(-5, -0.5, 46)[:, None].expand(-1, size)
+    beyond = torch.tensor([math.inf, -math.inf, math.nan])[:, None].expand(-1, size)
+    logits = torch.cat([noise, 4 * noise, 20 * noise, torch.stack([100 * signs, 1e4 * signs]), -same, same, beyond])
+    for x in (torch.ones(size), (noise[1] > 0).float(), torch.full((size,), 0.3)):  # 0.3: weighs the logit, as ever
+        signed = ((2 * x.double() - 1) * logits.double()).numpy()
+        exact = (np.minimum(signed, 0) - np.log1p(np.exp(-np.abs(signed)))).sum(-1)
+        for wanted in (False, True):
+            found = Bernoulli(logits.clone().requires_grad_(wanted), event_ndim=1).log_prob(x).detach()
+            assert found.numpy() == pytest.approx(exact, rel=1e-6, abs=1.1e-7 * size, nan_ok=True)
+
+
+def test_bernoulli_scores_a_single_example_without_a_batch_axis() -> None:
+    logits = torch.tensor([[-200.0, 3.0], [1.0, 2.0]])
+    exact = -np.logaddexp(0, -logits.double().numpy()).sum()
+    assert Bernoulli(logits, event_ndim=2).log_prob(torch.ones(2, 2)).item() == pytest.approx(exact, rel=1e-6)
+
+
 @given(loc=st.floats(-5, 5), scale=st.floats(0.05, 20), x=st.floats(-50, 50))
 def test_gaussian_agrees_with_scipy(loc: float, scale: float, x: float) -> None:
     distribution = Gaussian(

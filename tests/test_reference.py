@@ -28,8 +28,8 @@ FOLDER = Path(__file__).parents[1] / "reference"
 FILES = sorted(FOLDER.glob("*.py"))
 
 
-def reference(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+def reference(name: str, folder: Path = FOLDER) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -297,7 +297,26 @@ def check_linear_vae(output: str) -> None:
         assert all(one < other for one, other in zip(lower, upper, strict=True))
 
 
-CHECKS = {"vae": check_vae, "conv_vae": check_vae, "iwae": check_iwae, "linear_vae": check_linear_vae}
+def check_bits_back(output: str) -> None:
+    """The ledger adds up: line by line, to the difference that is told, and to the length of the message."""
+    lines = re.findall(r"^(?:\w[^-\n]*?)((?: +-?\d+\.\d\d){6})$", output, re.MULTILINE)
+    rows = [[float(value) for value in line.split()] for line in lines]
+    assert len(rows) == 6
+    for pop, push_x, push_z, net, bound, difference in rows[:5]:
+        assert pop + push_x + push_z == pytest.approx(net, abs=0.02)
+        assert net - bound == pytest.approx(difference, abs=0.02)
+    assert abs(rows[4][5]) < 4 * rows[5][5] < 2
+    total = re.search(r"^message: (\d+) bytes, 16 of them initial; decoded", output, re.MULTILINE)
+    assert total is not None and int(total[1]) == pytest.approx(180 * rows[4][3] / 8 + 16, abs=1)
+
+
+CHECKS = {
+    "vae": check_vae,
+    "conv_vae": check_vae,
+    "iwae": check_iwae,
+    "linear_vae": check_linear_vae,
+    "bits_back": check_bits_back,
+}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)

@@ -61,17 +61,18 @@ def bernoulli(_: BernoulliLikelihood) -> BernoulliPixels:
 
 # -- beta-binomial -------------------------------------------------------------------------------------------------
 
-STEPS = 16  # of ln α and ln β, in one unit
-LOWEST, HIGHEST = -12, 8  # ln α and ln β
+STEPS = 8  # of ln α and ln β, in one unit
+LOWEST, HIGHEST = -36, 8  # ln α and ln β
+LEAST = -16  # of the larger one
 LOG2_BITS = 16  # of log2 p
 
 
 @dataclass
 class BetaBinomialPixels(Pixels):
-    """A grid of ln α and ln β, 16 steps a unit.
+    """A grid of ln α and ln β, 8 steps a unit.
 
     log₂ P(k) = rising[α, k] + rising[β, n − k] + constant, with n = L − 1 and rising[α, k] = log₂ Γ(k + α) / (Γ(α) k!)
-    at 2⁻¹⁶. So the distribution of each of the 102,400 pairs comes from one small table, by sums and by looking up
+    at 2⁻¹⁶. So the distribution of each of the 124,609 pairs comes from one small table, by sums and by looking up
     powers of two; it is made when a pair is first met.
 
     Attributes:
@@ -94,9 +95,10 @@ class BetaBinomialPixels(Pixels):
         concentration = look_up(self.log_concentration, raw)
         alpha = concentration + look_up(self.log_sigmoid, logits)
         beta = concentration + look_up(self.log_sigmoid, -logits)
-        # Beyond the grid the concentration is lowered, and the mean stays.
-        excess = (torch.maximum(alpha, beta) - HIGHEST * 2.0**OUTPUT_BITS).clamp_(min=0)
-        key = self._cell(alpha - excess) * len(self.rising) + self._cell(beta - excess)
+        # Where the larger one is beyond the grid, or so small that coding could not tell, both are moved: the mean stays.
+        larger = torch.maximum(alpha, beta)
+        move = larger.clamp(LEAST * 2.0**OUTPUT_BITS, HIGHEST * 2.0**OUTPUT_BITS) - larger
+        key = self._cell(alpha + move) * len(self.rising) + self._cell(beta + move)
         return Categorical(self.models, key.to(torch.int32).flatten().numpy())
 
     def _cell(self, log_value: Tensor) -> Tensor:
