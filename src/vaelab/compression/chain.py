@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vaelab.compression.codecs import Message, pseudo_random_words
 from vaelab.compression.quantize import CodecModel
 
-GROUP = 500
+GROUP = 1000
 """Examples that are coded together at most."""
 SHARE = 8
 """A group has at most one for 8 examples that were coded before, so that there are bits enough to borrow."""

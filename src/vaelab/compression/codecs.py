@@ -9,7 +9,8 @@ bits, words of 32, and probabilities in multiples of 2⁻²⁴. Every symbol of 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, ClassVar
 
@@ -54,16 +55,26 @@ class Message:
 
     def push(self, symbols: Symbols, model: Any, *parameters: NDArray[np.float64]) -> None:
         """Symbols in such an order that `pop` returns them in theirs."""
-        start = perf_counter()
-        self._coder.encode_reverse(symbols, model, *parameters)
-        Message.seconds += perf_counter() - start
+        with _clock():
+            self._coder.encode_reverse(symbols, model, *parameters)
 
     def pop(self, model: Any, *parameters: NDArray[np.float64] | int) -> Symbols:
         """As many symbols as there are parameters, or as the number says."""
-        start = perf_counter()
-        symbols = self._coder.decode(model, *parameters)
-        Message.seconds += perf_counter() - start
-        return symbols
+        with _clock():
+            return self._coder.decode(model, *parameters)
+
+    def push_parts(self, symbols: Symbols, models: list[Any], ends: list[int]) -> None:
+        """Parts of the symbols, each up to its end under a model of its own."""
+        with _clock():
+            for model, start, end in zip(reversed(models), reversed([0, *ends[:-1]]), reversed(ends), strict=True):
+                self._coder.encode_reverse(symbols[start:end], model)
+
+    def pop_parts(self, models: list[Any], ends: list[int]) -> Symbols:
+        """And back."""
+        with _clock():
+            counts = np.diff(ends, prepend=0).tolist()
+            parts = [self._coder.decode(model, count) for model, count in zip(models, counts, strict=True)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
     def scramble(self, number: int, count: int) -> None:
         """Swap bits of the topmost `count` words (not of the last) by pseudo-random ones; twice is as never."""
@@ -80,6 +91,13 @@ class Message:
     def words(self) -> NDArray[np.uint32]:
         """All of it."""
         return self._coder.get_compressed()
+
+
+@contextmanager
+def _clock() -> Generator[None]:
+    start = perf_counter()
+    yield
+    Message.seconds += perf_counter() - start
 
 
 class Codec(ABC):
@@ -130,24 +148,19 @@ class Categorical(Codec):
         which: the distribution of each symbol, [n].
     """
 
-    def __init__(self, models: "Frequencies", which: NDArray[Any]) -> None:
-        self.models = models
-        self.order = np.argsort(which, kind="stable")
-        present, counts = np.unique(which, return_counts=True)
-        ends = np.cumsum(counts)
-        self.parts = [(int(m), slice(int(end - n), int(end))) for m, n, end in zip(present, counts, ends, strict=True)]
+    def __init__(self, models: "Frequencies", which: NDArray[np.uint8 | np.uint16]) -> None:
+        self.order = np.argsort(which, kind="stable")  # of 16 bits at most: sorted by their digits, which is fast
+        grouped = which[self.order]
+        last = np.flatnonzero(np.diff(grouped, append=grouped[-1:] + 1))
+        self.ends: list[int] = (last + 1).tolist()
+        self.models = models.of(grouped[last].tolist())
 
     def push(self, message: Message, symbols: Symbols) -> None:
-        grouped = symbols[self.order]
-        for model, part in reversed(self.parts):
-            message.push(grouped[part], self.models[model])
+        message.push_parts(symbols[self.order], self.models, self.ends)
 
     def pop(self, message: Message) -> Symbols:
-        grouped = np.empty(len(self.order), np.int32)
-        for model, part in self.parts:
-            grouped[part] = message.pop(self.models[model], part.stop - part.start)
-        symbols = np.empty_like(grouped)
-        symbols[self.order] = grouped
+        symbols = np.empty(len(self.order), np.int32)
+        symbols[self.order] = message.pop_parts(self.models, self.ends)
         return symbols
 
 
@@ -155,17 +168,19 @@ class Frequencies:
     """Distributions by number, each made when it is first asked for.
 
     Args:
-        weights: the weights of distribution m, up to a factor; whole numbers, so that their sum is exact.
+        weights: the weights of some distributions, up to a factor; whole numbers, so that their sum is exact.
     """
 
-    def __init__(self, weights: Callable[[int], NDArray[np.float64]]) -> None:
+    def __init__(self, weights: Callable[[list[int]], Iterable[NDArray[np.float64]]]) -> None:
         self._weights = weights
         self._made: dict[int, Any] = {}
 
-    def __getitem__(self, number: int) -> Any:
-        if number not in self._made:
-            self._made[number] = _models.Categorical(self._weights(number), perfect=False)
-        return self._made[number]
+    def of(self, numbers: list[int]) -> list[Any]:
+        """The distributions of these numbers."""
+        missing = [number for number in numbers if number not in self._made]
+        for number, weights in zip(missing, self._weights(missing), strict=True):
+            self._made[number] = _models.Categorical(weights, perfect=False)
+        return [self._made[number] for number in numbers]
 
 
 class Bisected(Codec):

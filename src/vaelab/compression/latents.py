@@ -10,7 +10,7 @@ what was drawn from a posterior must be coded under any prior.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +62,10 @@ class Shapes:
         self.ends = np.cumsum(2 * self.reach + 1)
         self.models = Frequencies(self._weights)
 
-    def _weights(self, shape: int) -> NDArray[np.float64]:
-        end = self.ends[shape]
-        return self.weights[end - 2 * self.reach[shape] - 1 : end].numpy()
+    def _weights(self, chosen: list[int]) -> Iterator[NDArray[np.float64]]:
+        for shape in chosen:
+            end = self.ends[shape]
+            yield self.weights[end - 2 * self.reach[shape] - 1 : end].numpy()
 
     def codec(self, center: Tensor, step: Tensor) -> Codec:
         """Of cells [n] around centers [n], at scale steps [n]. Narrow shapes stay on the grid."""

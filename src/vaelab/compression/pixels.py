@@ -6,6 +6,7 @@ in float64 at 2⁻¹⁶, [B, *output_shape], and symbols the levels of all dimen
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +63,10 @@ def bernoulli(_: BernoulliLikelihood) -> BernoulliPixels:
 # -- beta-binomial -------------------------------------------------------------------------------------------------
 
 STEPS = 8  # of ln α and ln β, in one unit
-LOWEST, HIGHEST = -36, 8  # ln α and ln β
-LEAST = -16  # of the larger one
+CELLS = 256  # from e⁻²⁴ to e⁸
+LOWEST, HIGHEST = -24, -24 + (CELLS - 1) / STEPS
+LEAST = -8  # of the larger one
+MADE_AT_ONCE = 1024
 LOG2_BITS = 16  # of log2 p
 
 
@@ -72,7 +75,7 @@ class BetaBinomialPixels(Pixels):
     """A grid of ln α and ln β, 8 steps a unit.
 
     log₂ P(k) = rising[α, k] + rising[β, n − k] + constant, with n = L − 1 and rising[α, k] = log₂ Γ(k + α) / (Γ(α) k!)
-    at 2⁻¹⁶. So the distribution of each of the 124,609 pairs comes from one small table, by sums and by looking up
+    at 2⁻¹⁶. So the distribution of each of the 65,536 pairs comes from one small table, by sums and by looking up
     powers of two; it is made when a pair is first met.
 
     Attributes:
@@ -95,29 +98,31 @@ class BetaBinomialPixels(Pixels):
         concentration = look_up(self.log_concentration, raw)
         alpha = concentration + look_up(self.log_sigmoid, logits)
         beta = concentration + look_up(self.log_sigmoid, -logits)
-        # Where the larger one is beyond the grid, or so small that coding could not tell, both are moved: the mean stays.
+        # Where the larger one is beyond the grid, or too small for coding to tell, both are moved: the mean stays.
         larger = torch.maximum(alpha, beta)
         move = larger.clamp(LEAST * 2.0**OUTPUT_BITS, HIGHEST * 2.0**OUTPUT_BITS) - larger
-        key = self._cell(alpha + move) * len(self.rising) + self._cell(beta + move)
-        return Categorical(self.models, key.to(torch.int32).flatten().numpy())
+        key = self._cell(alpha + move) * CELLS + self._cell(beta + move)
+        return Categorical(self.models, key.flatten().numpy().astype(np.uint16))
 
     def _cell(self, log_value: Tensor) -> Tensor:
         """The nearest place on the grid."""
-        return (log_value * (STEPS / 2.0**OUTPUT_BITS)).round().sub_(LOWEST * STEPS).clamp_(0, len(self.rising) - 1)
+        return (log_value * (STEPS / 2.0**OUTPUT_BITS)).round().sub_(LOWEST * STEPS).clamp_(0, CELLS - 1)
 
-    def weights(self, key: int) -> NDArray[np.float64]:
+    def weights(self, keys: list[int]) -> Iterator[NDArray[np.float64]]:
         """Of levels 0, 1, …, up to a factor."""
-        alpha, beta = divmod(key, len(self.rising))
-        log2_p = (self.rising[alpha] + self.rising[beta].flip(0)).numpy().astype(np.int64)
-        log2_p -= log2_p.max()
-        whole, part = log2_p >> LOG2_BITS, log2_p & ((1 << LOG2_BITS) - 1)
-        return np.rint(np.ldexp(self.power.numpy()[part], np.maximum(whole, -60).astype(np.int32)))
+        rising, power = self.rising.numpy(), self.power.numpy()
+        for start in range(0, len(keys), MADE_AT_ONCE):
+            alpha, beta = np.divmod(keys[start : start + MADE_AT_ONCE], CELLS)
+            log2_p = rising[alpha] + rising[beta, ::-1]
+            log2_p = (log2_p - log2_p.max(1, keepdims=True)).astype(np.int64)
+            whole, part = log2_p >> LOG2_BITS, log2_p & ((1 << LOG2_BITS) - 1)
+            yield from np.rint(np.ldexp(power[part], np.maximum(whole, -60).astype(np.int32)))
 
 
 def beta_binomial(likelihood: BetaBinomialLikelihood) -> BetaBinomialPixels:
     """Tables of the grid."""
     x = points()
-    cells = np.exp(np.arange(LOWEST * STEPS, HIGHEST * STEPS + 1) / STEPS)[:, None]
+    cells = np.exp(LOWEST + np.arange(CELLS) / STEPS)[:, None]
     counts = np.arange(likelihood.levels)
     rising = (gammaln(counts + cells) - gammaln(cells) - gammaln(counts + 1)) / math.log(2)
     most = math.log(bound_of(likelihood.levels))

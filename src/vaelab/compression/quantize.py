@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vaelab.compression import latents, logistic, pixels
 from vaelab.compression.codecs import Codec
-from vaelab.compression.integers import ACTIVATION_BITS, OUTPUT_BITS, Step, limit, run
+from vaelab.compression.integers import ACTIVATION_BITS, OUTPUT_BITS, Step, limit, of_binary, run
 from vaelab.compression.ladder import LadderLatents, scale_bounds
 from vaelab.compression.latents import FAMILIES, FlatLatents, Latents, gaussian_prior, shapes
 from vaelab.compression.layers import steps_of
@@ -107,13 +107,17 @@ def _latents(model: Model) -> Latents:
         )
     head = model.posterior.head
     assert isinstance(head, nn.Linear)
-    features = steps_of(model.encoder, "encoder", ACTIVATION_BITS)
     return FlatLatents(
-        encoder=(*features, *steps_of(head, "posterior.head", OUTPUT_BITS)),
+        encoder=(*_encoder(model), *steps_of(head, "posterior.head", OUTPUT_BITS)),
         posterior=shapes(FAMILIES[family], latents.LOWEST, latents.HIGHEST),
         prior=gaussian_prior(),
         dim=model.latent_dim,
     )
+
+
+def _encoder(model: Model) -> tuple[Step, ...]:
+    steps = steps_of(model.encoder, "encoder", ACTIVATION_BITS)
+    return of_binary(steps) if isinstance(model.likelihood, BernoulliLikelihood) else steps
 
 
 def _check_prior(prior: Prior) -> None:
@@ -135,7 +139,7 @@ def _ladder(model: Hierarchical) -> LadderLatents:
         return nn.ModuleList([head.get_submodule("layer") for head in heads])
 
     return LadderLatents(
-        encoder=steps_of(model.encoder, "encoder", ACTIVATION_BITS),
+        encoder=_encoder(model),
         climbs=each(model.climbs, "climbs", ACTIVATION_BITS),
         heads=each(layers(model.heads), "heads", OUTPUT_BITS),
         embeddings=each(way.embeddings, "prior.embeddings", ACTIVATION_BITS),
