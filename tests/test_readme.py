@@ -27,6 +27,7 @@ import vaelab
 from vaelab import cli, recipes
 from vaelab import config as configuration
 from vaelab.composition import compose, compose_objective, settle
+from vaelab.compression import Reader
 from vaelab.config import parse_override, resolve
 from vaelab.course import site
 from vaelab.data import mnist
@@ -130,6 +131,16 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check_output(file: Path) -> None:
     """The file can be read, and what it holds varies."""
+    if file.suffix == ".vae":
+        with Reader.open(file) as reader:
+            assert reader.examples > 10
+        return
+    if file.suffix == ".npy":
+        assert np.load(file).std() > 0
+        return
+    if file.is_dir():
+        assert list(file.rglob("*.png"))
+        return
     if file.suffix == ".npz":
         with np.load(file) as arrays:
             assert arrays.files and all(arrays[name].std() > 0 for name in arrays.files)

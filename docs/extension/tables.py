@@ -21,8 +21,8 @@ from vaelab.diagnosis import foreign, run_checks
 
 MODULES = (
     "data", "networks", "latents", "likelihoods", "posteriors", "priors", "objectives", "model", "hierarchical",
-    "quantized", "labels", "composition", "training", "evaluation", "diagnosis", "generation", "comparison", "runs",
-    "recipes", "config", "plugins", "errors", "noise", "course",
+    "quantized", "labels", "composition", "training", "evaluation", "diagnosis", "generation", "comparison",
+    "compression", "runs", "recipes", "config", "plugins", "errors", "noise", "course",
 )  # fmt: skip
 """The public modules, in the order in which data go through them."""
 

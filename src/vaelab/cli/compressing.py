@@ -38,7 +38,8 @@ def compress(
 
     options: dict[str, Any] = {"split": split, "mode": mode, "chunk": chunk, "tile": tile, "verify": verify}
     if report:
-        print_found(compression.measure(run, source, out, **options), as_json)
+        found = compression.measure(run, source, out, **options, said=lambda what: typer.echo(what, err=True))
+        print_found(found, as_json)
     else:
         print_found(compression.compress(run, source, out, **options), as_json)
 

@@ -14,6 +14,7 @@ are scrambled first, and unscrambled when decoding has pushed them back.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,18 @@ LEAST_WORDS = 2
 """That stay in a message when bits are borrowed."""
 
 
+def bounds(n: int) -> list[int]:
+    """Where the groups of n examples begin and end: 0, 1, 2, …, then ever further apart, n."""
+    found = [0]
+    while found[-1] < min(n, GROUP * SHARE):
+        found.append(min(n, found[-1] + max(1, found[-1] // SHARE)))
+    return found if found[-1] == n else [*found, *range(found[-1] + GROUP, n, GROUP), n]
+
+
 def groups(n: int) -> Iterator[slice]:
-    """Which of n examples are coded together: 1, 1, …, then ever more."""
-    start = 0
-    while start < n:
-        stop = min(n, start + max(1, min(GROUP, start // SHARE)))
+    """Which of n examples are coded together."""
+    for start, stop in pairwise(bounds(n)):
         yield slice(start, stop)
-        start = stop
 
 
 def initial_words(count: int) -> NDArray[np.uint32]:
@@ -82,8 +88,9 @@ def decode(model: CodecModel, n: int, count: int, words: NDArray[np.uint32]) -> 
     found: list[NDArray[np.int32]] = []
     try:
         message = Message(words)
-        for number, part in reversed(list(enumerate(groups(n), 1))):
-            z = model.latents.pop_prior(message, part.stop - part.start)
+        ends = bounds(n)
+        for number in range(len(ends) - 1, 0, -1):
+            z = model.latents.pop_prior(message, ends[number] - ends[number - 1])
             levels = torch.from_numpy(model.pixel_codec(z).pop(message)).view(-1, *model.shape)
             if message.bits < 32 * LEAST_WORDS:
                 return None, False

@@ -125,7 +125,12 @@ def open_codec(run: Run) -> Codec:
         if made_from in (None, was_made_from):
             return codec
     packed = _Packed(model := quantize(load(run)))
-    metadata = {"format": str(FORMAT), "structure": packed.structure, "made_from": str(made_from)}
+    metadata = {
+        "format": str(FORMAT),
+        "structure": packed.structure,
+        "made_from": str(made_from),
+        "hashes": b"".join(packed.hashes).hex(),
+    }
     try:
         with replacing(path) as temporary:
             temporary.write_bytes(save(packed.tensors, metadata))
@@ -144,11 +149,14 @@ def read_codec(path: Path) -> tuple[Codec, str]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dictionary
-        if metadata.get("format") != str(FORMAT):
-            raise InputError(f"{path}: format {metadata.get('format')}, this vaelab reads {FORMAT}; upgrade it")
-        model = _unpack(json.loads(metadata["structure"]), tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        if (found := metadata["format"]) != str(FORMAT):
+            raise InputError(f"{path}: format {found}, this vaelab reads {FORMAT}; upgrade it")
+        codec = codec_of(_unpack(json.loads(metadata["structure"]), tensors))
+        # A weight that is wrong would compress what no other copy of the model decompresses.
+        if metadata["hashes"] != (codec.model_hash + codec.tables_hash).hex():
+            raise ValueError
+        return codec, metadata["made_from"]
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: damaged; delete it, and it is made anew from the weights") from None
-    return codec_of(model), metadata["made_from"]

@@ -66,7 +66,7 @@ class Message:
     def push_parts(self, symbols: Symbols, models: list[Any], ends: list[int]) -> None:
         """Parts of the symbols, each up to its end under a model of its own."""
         with _clock():
-            for model, start, end in zip(reversed(models), reversed([0, *ends[:-1]]), reversed(ends), strict=True):
+            for model, start, end in zip(reversed(models), reversed([0, *ends][:-1]), reversed(ends), strict=True):
                 self._coder.encode_reverse(symbols[start:end], model)
 
     def pop_parts(self, models: list[Any], ends: list[int]) -> Symbols:

@@ -72,7 +72,8 @@ class Dense(Step):
         self.weight, self.bias = self.weight.to(kind), self.bias.to(kind)
 
     def __call__(self, x: Tensor) -> Tensor:
-        sums = torch.addmm(self.bias, x.to(self.weight.dtype), self.weight.T)
+        with torch.autocast("cpu", enabled=False):  # it would make bfloat16 of float32
+            sums = torch.addmm(self.bias, x.to(self.weight.dtype), self.weight.T)
         return rescale(sums.double(), ACTIVATION_BITS + WEIGHT_BITS, self.bits)
 
 

@@ -69,6 +69,8 @@ def steps_of(layer: nn.Module, name: str, bits: int) -> tuple[Step, ...]:
         return (Lookup(_table(layer)), *_widened(bits))
     kind = type(layer).__name__
     remedy = "compression takes dense, convolutional and residual layers and functions of one number"
+    if isinstance(layer, NORMALIZING):
+        raise _unfoldable(layer, name)
     if "Norm" in kind:
         remedy = "its statistics depend on each example, so it cannot be a table; train without it (BatchNorm will do)"
     raise InputError(f"{name} is a {kind}: {remedy}")
@@ -94,25 +96,27 @@ def _(layer: nn.Sequential, name: str, bits: int) -> tuple[Step, ...]:
     )
     steps: list[Step] = list(_widened(bits)) if last < 0 else []
     for place, (where, one) in enumerate(layers):
-        if isinstance(one, NORMALIZING):
-            continue
-        after = layers[place + 1][1] if place + 1 < len(layers) else None
+        after_where, after = layers[place + 1] if place + 1 < len(layers) else ("", None)
         if isinstance(after, NORMALIZING):
-            one = _folded(one, after, layers[place + 1][0])
+            one = _folded(one, after, after_where)
+        elif isinstance(one, NORMALIZING) and place > 0:
+            continue  # the layer before has taken it over
         steps += steps_of(one, where, bits if place == last else ACTIVATION_BITS)
-    if layers and isinstance(layers[0][1], NORMALIZING):
-        raise InputError(f"{layers[0][0]} is a {type(layers[0][1]).__name__} with no layer before it; train without it")
     return tuple(steps)
+
+
+def _unfoldable(norm: nn.Module, name: str) -> InputError:
+    return InputError(
+        f"{name} is a {type(norm).__name__} that does not follow a dense or convolutional layer directly, or keeps no "
+        "statistics; train without it"
+    )
 
 
 def _folded(layer: nn.Module, norm: nn.Module, name: str) -> nn.Module:
     """A dense or convolutional layer that does what it and the BatchNorm after it do."""
     assert isinstance(norm, NORMALIZING)
     if not isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) or norm.running_var is None:
-        raise InputError(
-            f"{name} is a {type(norm).__name__} that does not follow a dense or convolutional layer directly, or keeps "
-            "no statistics; train without it"
-        )
+        raise _unfoldable(norm, name)
     assert norm.running_mean is not None
     gain = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double() * gain
@@ -184,26 +188,26 @@ def _(layer: nn.Flatten, name: str, bits: int) -> tuple[Step, ...]:
         raise InputError(
             f"{name} flattens axes {layer.start_dim} to {layer.end_dim}; compression knows nn.Flatten() alone"
         )
-    return (Shape((-1,)),)
+    return (Shape((-1,)), *_widened(bits))
 
 
 @steps_of.register
 def _(layer: nn.Unflatten, name: str, bits: int) -> tuple[Step, ...]:
     if layer.dim != 1:
         raise InputError(f"{name} unflattens axis {layer.dim}; compression knows axis 1 alone")
-    return (Shape(tuple(layer.unflattened_size)),)
+    return (Shape(tuple(layer.unflattened_size)), *_widened(bits))
 
 
 @steps_of.register
 def _(layer: Crop, name: str, bits: int) -> tuple[Step, ...]:
-    return (Cut(layer.height, layer.width),)
+    return (Cut(layer.height, layer.width), *_widened(bits))
 
 
 @steps_of.register(nn.Identity)
 @steps_of.register(nn.Dropout)
 @steps_of.register(nn.Dropout2d)
 def _(layer: nn.Module, name: str, bits: int) -> tuple[Step, ...]:
-    return ()
+    return _widened(bits)
 
 
 def _whole(weight: Tensor, bits: int) -> Tensor:

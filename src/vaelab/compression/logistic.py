@@ -83,9 +83,10 @@ class LogisticPixels(Pixels):
 
     def codec(self, outputs: Tensor) -> Codec:
         m, c = self.components, self.channels
-        rows = [0 if m == 1 else m, m * c, m * c if self.predicted else 0, m * c * (c - 1) // 2]
+        rows = [m * c, m * c if self.predicted else 0, m * c * (c - 1) // 2]
+        weighted = outputs.shape[1] - sum(rows)  # M, or 0 where there is nothing to choose between
         logits, loc, log_scale, coupling = (
-            part.movedim(1, 0).flatten(1).numpy() for part in outputs.flatten(2).split(rows, 1)
+            part.movedim(1, 0).flatten(1).numpy() for part in outputs.flatten(2).split([weighted, *rows], 1)
         )
         inverse = self.inverse_scale.numpy()
         if self.predicted:

@@ -97,15 +97,12 @@ def compress(
     run, out = Run.open(run), Path(out)
     if chunk < 0:
         raise InputError(f"chunk={chunk}: must be at least 1, or 0 for one chunk of everything")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first")
+    _check_out(out, source)
     codec = open_codec(run)
     taken = take(run, source, split, tile)
     data, made = pack(codec, taken, mode, chunk)
     if verify:
-        with io.BytesIO(data) as file:
-            if not np.array_equal(unpack(codec, Reader(file, out)), taken.examples):
-                raise AssertionError(f"{out}: what was compressed does not come back; nothing was written")
+        _verify(codec, data, taken.examples)
     with replacing(out) as temporary:
         temporary.write_bytes(data)
     return summary(made, taken, str(out), len(data))
@@ -220,6 +217,28 @@ def summary(container: Container, taken: cargo.Cargo, file: str, size: int) -> C
         sum(len(stream.payload) for stream in streams),
         32 * sum(stream.initial_words for stream in streams),
     )
+
+
+def _check_out(out: Path, source: str | os.PathLike[str] | None) -> None:
+    """See that a file can be written there, before any work is done."""
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; name a file in it, such as {out / 'compressed.vae'}")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first")
+    given = None if source is None else Path(source).expanduser()
+    if given is not None and given.exists() and out.exists() and out.samefile(given):
+        raise InputError(f"{out}: is the input itself, which would be lost; name another file")
+
+
+def _verify(codec: Codec, data: bytes, examples: Levels) -> None:
+    """See that a file gives back its examples; if not, the fault is ours, and no copying again would help."""
+    try:
+        with io.BytesIO(data) as file:
+            same = np.array_equal(unpack(codec, Reader(file, "what was compressed")), examples)
+    except CorruptFile as error:
+        raise AssertionError(f"nothing was written: {error}") from error
+    if not same:
+        raise AssertionError("what was compressed does not come back; nothing was written")
 
 
 def _stream(model: CodecModel, examples: Levels) -> Stream:

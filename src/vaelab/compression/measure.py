@@ -72,9 +72,9 @@ class Measured:
             "",
             f"  {'codec':<12} {'how':<9} {'bytes':>12} {'bits/dim':>9}",
         ]
-        rows = [("vaelab", self.mode, own.bytes, ""), ("vaelab", "+ model", own.bytes + self.model_bytes, "")]
-        rows += [(one.codec, one.how, one.bytes, one.note) for one in self.classical if one.bytes is not None]
-        for codec, how, size, _ in sorted(rows, key=lambda row: row[2]):
+        rows = [("vaelab", self.mode, own.bytes), ("vaelab", "+ model", own.bytes + self.model_bytes)]
+        rows += [(one.codec, one.how, one.bytes) for one in self.classical if one.bytes is not None]
+        for codec, how, size in sorted(rows, key=lambda row: row[2]):
             lines.append(f"  {codec:<12} {how:<9} {size:>12,} {8 * size / dims:>9.4f}")
         lines += [f"  {one.codec:<12} {one.how:<9} {one.note:>22}" for one in self.classical if one.bytes is None]
         return "\n".join([*lines, "", *self._verdicts()])
@@ -85,11 +85,10 @@ class Measured:
             return []
         best = min(found, key=lambda one: one.bytes or 0)
         assert best.bytes is not None
-        said: list[str] = []
+        said = [f"  The smallest of the others is {best.codec}, {best.how}."]
         for what, size in (("", own.bytes), (" with the model counted", own.bytes + self.model_bytes)):
             more = size / best.bytes - 1
-            than = "smaller" if more < 0 else "LARGER"
-            said.append(f"  The file{what} is {abs(more):.1%} {than} than the best other, {best.codec} ({best.how}).")
+            said.append(f"  The file{what} is {abs(more):.1%} {'smaller' if more < 0 else 'LARGER'}.")
         return said
 
 
@@ -116,7 +115,7 @@ def measure(
     run = Run.open(run)
     taken = lossless.take(run, source, split, tile)
     if not len(taken.examples):
-        raise InputError("there are no examples to measure")
+        raise InputError("there are no examples to measure; compress them without a report")
     options: dict[str, Any] = {"split": split, "mode": mode, "chunk": chunk, "tile": tile, "verify": verify}
     compressed = lossless.compress(run, source, out, **options)
     codec, examples = open_codec(run), torch.from_numpy(taken.examples)

@@ -1,6 +1,7 @@
 """From a trained model to one in whole numbers, and the file that keeps it."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +80,11 @@ def quantize(model: Model) -> CodecModel:
         raise InputError(f"compression: {type(likelihood).__name__} {why}; {THAT_WORKS}")
     levels = getattr(likelihood, "levels", 2)
     if levels > MOST_LEVELS:
-        raise InputError(f"compression: {levels} levels are more than {MOST_LEVELS}, which tables can hold")
-    model = model.cpu().eval()
+        raise InputError(
+            f"compression: {levels} levels are more than {MOST_LEVELS}, which tables can hold; train on data of fewer "
+            "levels"
+        )
+    model = deepcopy(model).cpu().eval()
     return CodecModel(
         latents=_latents(model),
         decoder=steps_of(model.decoder, "decoder", OUTPUT_BITS),
@@ -98,13 +102,13 @@ def _latents(model: Model) -> Latents:
         raise InputError(
             f"compression: {type(model).__name__} has no latents with a density to borrow bits from; {THAT_WORKS}"
         )
-    _check_prior(model.prior)
     family = POSTERIORS.get(type(model.posterior))
     if family is None:
         raise InputError(
             f"compression: {type(model.posterior).__name__} has no cumulative distribution of each latent alone, which "
             f"coding takes; use posterior.name=gaussian or laplace: {THAT_WORKS}"
         )
+    _check_prior(model.prior)  # after the posterior: where latents are categories, no prior would do
     head = model.posterior.head
     assert isinstance(head, nn.Linear)
     return FlatLatents(
