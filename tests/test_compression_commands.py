@@ -357,7 +357,9 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_to_disk", refuse)
 
 
-@pytest.mark.parametrize(("breaks", "code", "says"), [(interrupted, 130, ""), (full, 1, "No space left on device")])
+@pytest.mark.parametrize(
+    ("breaks", "code", "says"), [(interrupted, 130, "interrupted"), (full, 1, "No space left on device")]
+)
 def test_what_is_broken_off_leaves_the_old_file(
     run_cli: Cli, made: Make, tmp_path: Path, breaks: Broken, code: int, says: str
 ) -> None:

@@ -39,6 +39,8 @@ def main() -> NoReturn:
         sys.argv.append("--help")
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except VaelabError as error:
         _fail(str(error), error.exit_code, error.met_by_all)
