@@ -1,7 +1,7 @@
 """Lossless compression: a trained model becomes a codec."""
 
 from vaelab.compression.chain import decode, encode
-from vaelab.compression.classical import Classical, classical
+from vaelab.compression.classical import Classical
 from vaelab.compression.codecs import (
     Bisected,
     Bits,
@@ -33,7 +33,6 @@ __all__ = [
     "Reader",
     "Stream",
     "Uniform",
-    "classical",
     "compress",
     "decode",
     "decompress",
