@@ -26,7 +26,7 @@ def compress(
     mode: Annotated[Literal["solid", "image"], typer.Option(help="Chain examples, or code each alone.")] = "solid",
     chunk: Annotated[int, typer.Option(metavar="N", help="Examples that are decoded together; 0 for all.")] = 1000,
     tile: Annotated[bool, typer.Option("--tile", help="Cut larger pictures into tiles of the model's size.")] = False,
-    verify: Annotated[bool, typer.Option(help="Decode all before the file is written.")] = True,
+    verify: Annotated[bool, typer.Option(help="Decode all before the file is written (a report always does).")] = True,
     report: Annotated[
         bool, typer.Option("--report", help="Compare with PNG, WebP, zstd, ... and with -ELBO; slow.")
     ] = False,
@@ -36,12 +36,12 @@ def compress(
     """Compress without loss, with a trained model."""
     from vaelab import compression
 
-    options: dict[str, Any] = {"split": split, "mode": mode, "chunk": chunk, "tile": tile, "verify": verify}
+    options: dict[str, Any] = {"split": split, "mode": mode, "chunk": chunk, "tile": tile}
     if report:
         found = compression.measure(run, source, out, **options, said=lambda what: typer.echo(what, err=True))
-        print_found(found, as_json)
     else:
-        print_found(compression.compress(run, source, out, **options), as_json)
+        found = compression.compress(run, source, out, **options, verify=verify)
+    print_found(found, as_json)
 
 
 @app.command(epilog="Example: vaelab decompress runs/codec-grey-mnist-1 pictures.vae -o pictures")

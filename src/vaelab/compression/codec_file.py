@@ -7,7 +7,7 @@ what another mathematical library might round otherwise, so they are kept and no
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,11 +32,7 @@ WEIGHTS = (integers.Dense, integers.Convolution, integers.TransposedConvolution,
 def _kinds(*modules: ModuleType) -> Iterator[type]:
     for module in modules:
         for value in vars(module).values():
-            if (
-                isinstance(value, type)
-                and hasattr(value, "__dataclass_fields__")
-                and value.__module__ == module.__name__
-            ):
+            if isinstance(value, type) and is_dataclass(value) and value.__module__ == module.__name__:
                 yield value
 
 

@@ -219,22 +219,22 @@ class Reader:
         header = self._read(0, self.header_size)
         body, checksum = header[: -_CHECKSUM.size], header[-_CHECKSUM.size :]
         if checksum != _CHECKSUM.pack(zlib.crc32(body)):
-            raise self._fault("its header is damaged")
+            raise self.fault("its header is damaged")
         if mode >= len(_MODES):
-            raise self._fault(f"its header names mode {mode}, which there is not")
+            raise self.fault(f"its header names mode {mode}, which there is not")
         self.mode: Mode = _MODES[mode]
         self.description = self._describe(body[_FIXED.size : _FIXED.size + packed], text)
         self._table = list(_ENTRY.iter_unpack(body[_FIXED.size + packed :]))
         *self._offsets, end = accumulate((length for _, length, _ in self._table), initial=self.header_size)
         if self.size < end:
-            raise self._fault(f"is cut short: {self.size:,} bytes of {end:,}")
+            raise self.fault(f"is cut short: {self.size:,} bytes of {end:,}")
         if self.size > end:
-            raise self._fault(f"{self.size - end:,} bytes follow its end")
+            raise self.fault(f"{self.size - end:,} bytes follow its end")
         *starts, self.examples = accumulate((count for count, _, _ in self._table), initial=0)
         self.ranges = [range(start, start + count) for start, (count, _, _) in zip(starts, self._table, strict=True)]
         # Each stream of mode `image` takes a byte at least.
         if any(not count or (self.mode == "image" and count > length) for count, length, _ in self._table):
-            raise self._fault("its table of chunks contradicts itself")
+            raise self.fault("its table of chunks contradicts itself")
 
     @classmethod
     @contextmanager
@@ -284,24 +284,24 @@ class Reader:
         examples, length, digest = self._table[index]
         body = self._read(self._offsets[index], length)
         if hashlib.sha256(body).digest() != digest:
-            raise self._fault(f"chunk {index} is damaged")
+            raise self.fault(f"chunk {index} is damaged")
         try:
             return _unpack(body, [examples] if self.mode == "solid" else [1] * examples)
         except ValueError:
-            raise self._fault(f"chunk {index} contradicts itself") from None
+            raise self.fault(f"chunk {index} contradicts itself") from None
 
     def _check_start(self) -> None:
         """Magic and version."""
         start = self._read(0, min(self.size, _START.size))
         if not start.startswith(MAGIC[: self.size]):
             if b"VAE" in start:
-                raise self._fault("its first bytes are damaged, as by a transfer as text", "copy it again, in binary")
-            raise self._fault("not a file of `vaelab compress`", "name one, or copy it again if it should be one")
+                raise self.fault("its first bytes are damaged, as by a transfer as text", "copy it again, in binary")
+            raise self.fault("not a file of `vaelab compress`", "name one, or copy it again if it should be one")
         if len(start) < _START.size:
             raise self._no_header()
         _, version = _START.unpack(start)
         if version != VERSION:
-            raise self._fault(
+            raise self.fault(
                 f"has version {version} of the format, and this vaelab reads version {VERSION}",
                 "use the vaelab that wrote it, or if it is damaged, copy it again",
             )
@@ -309,7 +309,7 @@ class Reader:
     def _describe(self, packed: bytes, size: int) -> dict[str, Any]:
         """The description, from its compressed text."""
         if size > _MOST_DESCRIPTION:
-            raise self._fault(f"its description claims {size:,} bytes, more than {_MOST_DESCRIPTION:,}")
+            raise self.fault(f"its description claims {size:,} bytes, more than {_MOST_DESCRIPTION:,}")
         try:
             inflating = zlib.decompressobj(-zlib.MAX_WBITS)
             text = inflating.decompress(packed, size + 1)  # one more: 0 would be no bound
@@ -319,20 +319,21 @@ class Reader:
                     return found
         except (zlib.error, ValueError, RecursionError):
             pass
-        raise self._fault("its description cannot be read")
+        raise self.fault("its description cannot be read")
 
     def _read(self, offset: int, size: int) -> bytes:
         """Exactly these bytes."""
         self._file.seek(offset)
         found = self._file.read(size)
         if len(found) != size:
-            raise self._fault("became shorter while it was read")
+            raise self.fault("became shorter while it was read")
         return found
 
     def _no_header(self) -> CorruptFile:
-        return self._fault(f"its {self.size:,} bytes end within its header, or the header is damaged")
+        return self.fault(f"its {self.size:,} bytes end within its header, or the header is damaged")
 
-    def _fault(self, what: str, remedy: str = _COPY_AGAIN) -> CorruptFile:
+    def fault(self, what: str, remedy: str = _COPY_AGAIN) -> CorruptFile:
+        """The error for what is wrong with this file."""
         return CorruptFile(f"{self.name}: {what}; {remedy}")
 
 

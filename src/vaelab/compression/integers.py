@@ -38,6 +38,12 @@ def limit(bits: int) -> int:
     return 1 << (bits + RANGE_BITS)
 
 
+def activations() -> Tensor:
+    """The values that activations can have, in their order, float64: what tables are made over."""
+    top = limit(ACTIVATION_BITS)
+    return torch.arange(-top, top + 1, dtype=torch.float64) / 2**ACTIVATION_BITS
+
+
 def to_integers(values: Tensor, bits: int) -> Tensor:
     """Real numbers as whole numbers (in float64) at 2⁻ᵇⁱᵗˢ, cut to the range."""
     return (values.double() * 2.0**bits).round().clamp(-limit(bits), limit(bits))

@@ -24,6 +24,7 @@ from vaelab.compression.latents import (
     as_cells,
     as_symbols,
     cells,
+    scale_steps,
 )
 
 Conditional = tuple[Tensor, Tensor]
@@ -123,7 +124,7 @@ class LadderLatents(Latents):
     def _posterior(self, evidence: Tensor, above: Conditional | None) -> Codec:
         first, second = evidence.chunk(2, dim=-1)
         if above is None:
-            return self.posterior.codec(cells(first), (second * (SCALE_STEPS / 2.0 ** (OUTPUT_BITS + 1))).round())
+            return self.posterior.codec(cells(first), scale_steps(second))
         # The product of the two Gaussians. One operation at a time: each is rounded as IEEE 754 says, and no two are
         # fused. m (1 + σ̂²) times the data's precision is m (precision + 1).
         precision = look_up(self.precision, rescale(second, OUTPUT_BITS, ACTIVATION_BITS))
@@ -136,8 +137,7 @@ class LadderLatents(Latents):
 
     def _prior(self, examples: int, above: Conditional | None) -> Codec:
         if above is None:
-            origin = torch.zeros(examples * self.sizes[0])
-            return self.top_prior.codec(origin, origin)
+            return self.top_prior.centered(examples * self.sizes[0])
         return self.prior.codec(cells(above[0]), look_up(self.prior_step, above[1]))
 
     def _descend(self, choose: Choose) -> Tensor:

@@ -30,7 +30,7 @@ LOWEST, HIGHEST = -88, 20  # of these steps: σ from 0.0041 to 3.5
 NARROW = 6  # scales at which the shape of a posterior ends
 FREQUENCY_BITS = 24
 
-Cumulative = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Below = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Standardized distance -> probability below."""
 
 
@@ -40,7 +40,7 @@ def laplace_below(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 0, half, 1 - half)
 
 
-FAMILIES: dict[str, Cumulative] = {"gaussian": ndtr, "laplace": laplace_below}
+FAMILIES: dict[str, Below] = {"gaussian": ndtr, "laplace": laplace_below}
 
 
 @dataclass
@@ -76,6 +76,11 @@ class Shapes:
             Categorical(self.models, which), center.flatten().numpy().clip(-room, room).astype(np.int32) - reach
         )
 
+    def centered(self, n: int) -> Codec:
+        """Of n cells around 0, under the first shape."""
+        origin = torch.zeros(n)
+        return self.codec(origin, origin + self.first)
+
 
 class Placed(Codec):
     """Symbols that are counted from another place each: `first` [n]."""
@@ -90,7 +95,7 @@ class Placed(Codec):
         return self.codec.pop(message) + self.first
 
 
-def shapes(family: Cumulative, lowest: int, highest: int, half: int | None = None) -> Shapes:
+def shapes(family: Below, lowest: int, highest: int, half: int | None = None) -> Shapes:
     """Shapes of scale steps `lowest` … `highest`, as far as NARROW scales or as `half` cells."""
     weights: list[NDArray[np.float64]] = []
     for step in range(lowest, highest + 1):
@@ -114,6 +119,11 @@ def gaussian_prior(lowest: int = 0, highest: int = 0) -> Shapes:
 def cells(outputs: Tensor) -> Tensor:
     """Locations at 2⁻¹⁶ as cells."""
     return (outputs * 2.0 ** (GRID_BITS - OUTPUT_BITS)).round()
+
+
+def scale_steps(log_variance: Tensor) -> Tensor:
+    """Log-variances at 2⁻¹⁶ as scale steps: ln σ is half of them."""
+    return (log_variance * (SCALE_STEPS / 2.0 ** (OUTPUT_BITS + 1))).round()
 
 
 def as_activations(z: Tensor) -> Tensor:
@@ -187,13 +197,10 @@ class FlatLatents(Latents):
 
     def _posterior(self, x: Tensor) -> Codec:
         loc, log_variance = run(self.encoder, x).chunk(2, dim=-1)
-        # ln σ is half the log-variance.
-        step = (log_variance * (SCALE_STEPS / 2.0 ** (OUTPUT_BITS + 1))).round()
-        return self.posterior.codec(cells(loc), step)
+        return self.posterior.codec(cells(loc), scale_steps(log_variance))
 
     def _prior(self, examples: int) -> Codec:
-        origin = torch.zeros(examples * self.size)
-        return self.prior.codec(origin, origin)
+        return self.prior.centered(examples * self.size)
 
 
 def as_symbols(z: Tensor) -> Symbols:

@@ -19,8 +19,8 @@ from vaelab.compression.integers import (
     Sum,
     TransposedConvolution,
     Widen,
+    activations,
     bounded,
-    limit,
     to_integers,
 )
 from vaelab.errors import InputError
@@ -82,10 +82,8 @@ def _widened(bits: int) -> tuple[Step, ...]:
 
 def _table(function: nn.Module) -> Tensor:
     """The function at every activation."""
-    top = limit(ACTIVATION_BITS)
-    points = torch.arange(-top, top + 1, dtype=torch.float64) / 2**ACTIVATION_BITS
     with torch.no_grad():
-        return to_integers(function(points), ACTIVATION_BITS)
+        return to_integers(function(activations()), ACTIVATION_BITS)
 
 
 @steps_of.register

@@ -1,7 +1,6 @@
 """Likelihoods whose probabilities are differences of a cumulative distribution: categorical, discretized logistics."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaelab.compression.codecs import Bisected, Codec, Cumulative, Message, Symbols
-from vaelab.compression.integers import ACTIVATION_BITS, OUTPUT_BITS, limit, rescale
+from vaelab.compression.integers import ACTIVATION_BITS, OUTPUT_BITS, activations, limit, look_up, rescale
 from vaelab.compression.pixels import Pixels
 from vaelab.errors import InputError
 from vaelab.likelihoods.categorical import CategoricalLikelihood
@@ -28,7 +27,7 @@ INVERSE_BITS = 8  # of 1 / scale
 MOST_COMPONENTS = 32  # so that 2¹⁸ · 2³⁰ · M stays under 2⁵³
 
 
-def softmax_weights(exp: Whole, logits: NDArray[Any]) -> Whole:
+def softmax_weights(exp: Whole, logits: Whole) -> Whole:
     """Weights of categories [M, n], in multiples of 2⁻¹⁸ of the largest.
 
     Args:
@@ -86,27 +85,21 @@ class LogisticPixels(Pixels):
         rows = [m * c, m * c if self.predicted else 0, m * c * (c - 1) // 2]
         weighted = outputs.shape[1] - sum(rows)  # M, or 0 where there is nothing to choose between
         logits, loc, log_scale, coupling = (
-            part.movedim(1, 0).flatten(1).numpy() for part in outputs.flatten(2).split([weighted, *rows], 1)
+            part.movedim(1, 0).flatten(1) for part in outputs.flatten(2).split([weighted, *rows], 1)
         )
-        inverse = self.inverse_scale.numpy()
         if self.predicted:
-            inverse = inverse[_activations(log_scale)].reshape(m, c, -1)
+            inverse = look_up(self.inverse_scale, rescale(log_scale, OUTPUT_BITS, ACTIVATION_BITS))
         else:
-            inverse = np.tile(inverse, len(outputs))[None, None]
-        weights = softmax_weights(self.exp.numpy(), _activations(logits)) if m > 1 else np.ones_like(loc)
-        return _Channels(
-            self, len(outputs), weights, loc.reshape(m, c, -1), inverse, coupling.reshape(m, -1, loc.shape[1])
-        )
+            inverse = self.inverse_scale.repeat(len(outputs))
+        weights = np.ones((1, loc.shape[1]))
+        if m > 1:
+            weights = softmax_weights(self.exp.numpy(), rescale(logits, OUTPUT_BITS, ACTIVATION_BITS).numpy())
+        by_channel = (part.numpy().reshape(m, -1, loc.shape[1]) for part in (loc, inverse, coupling))
+        return _Channels(self, len(outputs), weights, *by_channel)
 
     def edges(self, level: NDArray[np.int64]) -> Whole:
         """The lower edge of levels, at 2⁻²⁴."""
         return np.rint((2 * level - 1) * (2.0 ** (PLACE_BITS - 1) / (self.levels - 1)))
-
-
-def _activations(outputs: Whole) -> NDArray[np.int32]:
-    """Outputs as activations, counted from the middle of a table."""
-    at = rescale(torch.from_numpy(outputs), OUTPUT_BITS, ACTIVATION_BITS)
-    return (at.numpy() + limit(ACTIVATION_BITS)).astype(np.int32)
 
 
 class _Channels(Codec):
@@ -216,6 +209,4 @@ def _sigmoid() -> Tensor:
 
 
 def _inverse_by_log_scale(floor: float) -> Tensor:
-    top = limit(ACTIVATION_BITS)
-    log_scale = torch.arange(-top, top + 1, dtype=torch.float64) / 2**ACTIVATION_BITS
-    return (2.0**INVERSE_BITS / floored(log_scale, floor)).round()
+    return (2.0**INVERSE_BITS / floored(activations(), floor)).round()

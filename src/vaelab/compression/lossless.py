@@ -2,8 +2,9 @@
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from vaelab.compression.codec_file import Codec, open_codec
 from vaelab.compression.container import Chunk, Container, Mode, Reader, Stream, content_hash, write_container
 from vaelab.compression.quantize import CodecModel
 from vaelab.errors import CorruptFile, InputError
+from vaelab.evaluation.likelihood import examples_of
 from vaelab.files import replacing
 from vaelab.runs import Run
 
@@ -94,18 +96,11 @@ def compress(
     Raises:
         InputError: the model has no codec, or the input does not suit it.
     """
-    run, out = Run.open(run), Path(out)
-    if chunk < 0:
-        raise InputError(f"chunk={chunk}: must be at least 1, or 0 for one chunk of everything")
-    _check_out(out, source)
-    codec = open_codec(run)
-    taken = take(run, source, split, tile)
+    codec, taken = prepare(run, source, out, split, chunk, tile)
     data, made = pack(codec, taken, mode, chunk)
     if verify:
-        _verify(codec, data, taken.examples)
-    with replacing(out) as temporary:
-        temporary.write_bytes(data)
-    return summary(made, taken, str(out), len(data))
+        check(codec, data, taken.examples)
+    return write(data, made, taken, out)
 
 
 def decompress(
@@ -142,7 +137,26 @@ def decompress(
     return out
 
 
-def take(run: Run, source: str | os.PathLike[str] | None, split: str | None, tile: bool) -> cargo.Cargo:
+# -- the steps of compression --------------------------------------------------------------------------------------
+
+
+def prepare(
+    run: RunPath,
+    source: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    split: str | None,
+    chunk: int,
+    tile: bool,
+) -> tuple[Codec, cargo.Cargo]:
+    """Check what can be checked before any work is done; then the codec of the run, and the examples."""
+    run = Run.open(run)
+    if chunk < 0:
+        raise InputError(f"chunk={chunk}: must be at least 1, or 0 for one chunk of everything")
+    _check_out(Path(out), source)
+    return open_codec(run), _take(run, source, split, tile)
+
+
+def _take(run: Run, source: str | os.PathLike[str] | None, split: str | None, tile: bool) -> cargo.Cargo:
     """The examples of a source, or of a split of the run's own data."""
     if (source is None) == (split is None):
         raise InputError("name either an input, or with --split a part of the run's own data")
@@ -150,11 +164,9 @@ def take(run: Run, source: str | os.PathLike[str] | None, split: str | None, til
         return cargo.read(source, run.spec, tile=tile)
     assert split is not None
     note = f"The {split} examples of {run.config.data.source}, as a run saw them; labels are no part of it."
-    examples = run.data()[split].fixed(run.config.data.seed).read()
-    return cargo.of_array(examples.numpy(), run.spec, where=f"{split} examples", tile=tile, note=note)
-
-
-# -- examples and files --------------------------------------------------------------------------------------------
+    return cargo.of_array(
+        examples_of(run, split).read().numpy(), run.spec, where=f"{split} examples", tile=tile, note=note
+    )
 
 
 def pack(codec: Codec, taken: cargo.Cargo, mode: Mode, chunk: int) -> tuple[bytes, Container]:
@@ -181,39 +193,37 @@ def unpack(codec: Codec, reader: Reader, wanted: Sequence[int] | None = None) ->
     """
     numbers = range(len(reader.ranges)) if wanted is None else sorted({reader.chunk_of(one) for one in wanted})
     chunks = [reader.chunk(number) for number in numbers]  # all are checked before any is decoded
-    name = reader.name
 
     def decoded(chunk: Chunk) -> tuple[NDArray[np.int32], bool]:
-        found = [_decode(codec.model, stream, name) for stream in chunk.streams]
+        found = [_decode(codec.model, stream, reader) for stream in chunk.streams]
         return np.concatenate([examples for examples, _ in found]), all(whole for _, whole in found)
 
     found = list(_each(decoded, chunks))
     if wanted is None:
         examples = np.concatenate([np.empty((0, *codec.model.shape), np.int32), *(part for part, _ in found)])
         if content_hash(examples) != reader.content_hash:
-            raise _corrupt(name, "its content is not what was compressed")
+            raise reader.fault("its content is not what was compressed")
     else:
-        places = {
-            one: part[at]
-            for number, (part, _) in zip(numbers, found, strict=True)
-            for at, one in enumerate(reader.ranges[number])
-        }
-        examples = (
-            np.stack([places[one] for one in wanted]) if len(wanted) else np.empty((0, *codec.model.shape), np.int32)
-        )
+        held = {number: part for number, (part, _) in zip(numbers, found, strict=True)}
+        examples = np.empty((len(wanted), *codec.model.shape), np.int32)
+        for place, one in enumerate(wanted):
+            number = reader.chunk_of(one)
+            examples[place] = held[number][one - reader.ranges[number].start]
     if not all(whole for _, whole in found):
-        raise _corrupt(name, "its initial bits do not come back")
+        raise reader.fault("its initial bits do not come back")
     return examples
 
 
-def summary(container: Container, taken: cargo.Cargo, file: str, size: int) -> Compressed:
-    """What a file costs."""
+def write(data: bytes, container: Container, taken: cargo.Cargo, out: str | os.PathLike[str]) -> Compressed:
+    """Write the file; returns what it costs."""
+    with replacing(Path(out)) as temporary:
+        temporary.write_bytes(data)
     streams = [stream for chunk in container.chunks for stream in chunk.streams]
     return Compressed(
-        file,
+        str(Path(out)),
         len(taken.examples),
         int(np.prod(taken.examples.shape[1:])),
-        size,
+        len(data),
         sum(len(stream.payload) for stream in streams),
         32 * sum(stream.initial_words for stream in streams),
     )
@@ -230,7 +240,7 @@ def _check_out(out: Path, source: str | os.PathLike[str] | None) -> None:
         raise InputError(f"{out}: is the input itself, which would be lost; name another file")
 
 
-def _verify(codec: Codec, data: bytes, examples: Levels) -> None:
+def check(codec: Codec, data: bytes, examples: Levels) -> None:
     """See that a file gives back its examples; if not, the fault is ours, and no copying again would help."""
     try:
         with io.BytesIO(data) as file:
@@ -246,16 +256,12 @@ def _stream(model: CodecModel, examples: Levels) -> Stream:
     return Stream(len(examples), initial, words.astype("<u4").tobytes())
 
 
-def _decode(model: CodecModel, stream: Stream, name: str) -> tuple[NDArray[np.int32], bool]:
+def _decode(model: CodecModel, stream: Stream, reader: Reader) -> tuple[NDArray[np.int32], bool]:
     words = np.frombuffer(stream.payload, "<u4").astype(np.uint32)
     examples, whole = decode(model, stream.examples, stream.initial_words, words)
     if examples is None:
-        raise _corrupt(name, "it cannot be decoded")
+        raise reader.fault("it cannot be decoded")
     return examples, whole
-
-
-def _corrupt(name: str, what: str) -> CorruptFile:
-    return CorruptFile(f"{name}: {what}; copy it again from its source, or compress the data again")
 
 
 def _each(function: Callable[[_One], _Made], items: Sequence[_One]) -> Sequence[_Made]:
@@ -263,9 +269,16 @@ def _each(function: Callable[[_One], _Made], items: Sequence[_One]) -> Sequence[
     threads = torch.get_num_threads()
     if threads == 1 or len(items) < 2:
         return [function(item) for item in items]
+    with one_thread(), ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items))
+
+
+@contextmanager
+def one_thread() -> Generator[None]:
+    """Torch with one thread."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(function, items))
+        yield
     finally:
         torch.set_num_threads(threads)

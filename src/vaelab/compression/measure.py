@@ -3,25 +3,25 @@
 import math
 import os
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from vaelab.compression import lossless
 from vaelab.compression.classical import Classical, classical
-from vaelab.compression.codec_file import NAME, open_codec
+from vaelab.compression.codec_file import NAME
 from vaelab.compression.codecs import Message
-from vaelab.compression.container import Mode, Reader
+from vaelab.compression.container import Mode
+from vaelab.data import Split
 from vaelab.errors import InputError
+from vaelab.evaluation.estimates import batches, estimate
 from vaelab.model import Model
-from vaelab.noise import generator
 from vaelab.runs import Run, load
 
 DRAWS = 16  # of z, for −ELBO
-AT_ONCE = 100
+_Made = TypeVar("_Made")
 ALONE = 500  # examples that established codecs compress one by one at most
 
 
@@ -101,10 +101,9 @@ def measure(
     mode: Mode = "solid",
     chunk: int = lossless.CHUNK,
     tile: bool = False,
-    verify: bool = True,
     said: Callable[[str], None] | None = None,
 ) -> Measured:
-    """Compress as `compress` does, then measure it; the arguments are those of `compress`.
+    """Compress as `compress` does, and measure it; the arguments are those of `compress`. It always verifies.
 
     Args:
         said: is told what comes next.
@@ -113,18 +112,15 @@ def measure(
         InputError: as `compress`; or there are no examples.
     """
     run = Run.open(run)
-    taken = lossless.take(run, source, split, tile)
+    codec, taken = lossless.prepare(run, source, out, split, chunk, tile)
     if not len(taken.examples):
         raise InputError("there are no examples to measure; compress them without a report")
-    options: dict[str, Any] = {"split": split, "mode": mode, "chunk": chunk, "tile": tile, "verify": verify}
-    compressed = lossless.compress(run, source, out, **options)
-    codec, examples = open_codec(run), torch.from_numpy(taken.examples)
-    with _one_thread():
-        encoding, encode_share = _timed(lambda: lossless.pack(codec, taken, mode, chunk))
-        with Reader.open(out) as reader:
-            decoding, decode_share = _timed(lambda: lossless.unpack(codec, reader))
-        nelbo = -_elbo(load(run), examples, codec.model.levels)
-    n, bits = len(examples), math.log(2) * compressed.dims
+    with lossless.one_thread():
+        (data, made), encoding, encode_share = _timed(lambda: lossless.pack(codec, taken, mode, chunk))
+        _, decoding, decode_share = _timed(lambda: lossless.check(codec, data, taken.examples))
+        nelbo = -_elbo(load(run), Split(torch.from_numpy(taken.examples), scale=codec.model.levels - 1))
+    compressed = lossless.write(data, made, taken, out)
+    n, bits = compressed.examples, math.log(2) * compressed.dims
     net = (8 * compressed.payload_bytes - compressed.initial_bits) / (n * compressed.dims)
     path = run.path / NAME
     return Measured(
@@ -142,31 +138,19 @@ def measure(
     )
 
 
-@contextmanager
-def _one_thread() -> Generator[None]:
-    """Torch with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds that it takes, and the share of the coder in them."""
+def _timed(work: Callable[[], _Made]) -> tuple[_Made, float, float]:
+    """What the work gives, the seconds that it takes, and the share of the coder in them."""
     start, coder = time.perf_counter(), Message.seconds
-    work()
+    made = work()
     seconds = time.perf_counter() - start
-    return seconds, (Message.seconds - coder) / seconds
+    return made, seconds, (Message.seconds - coder) / seconds
 
 
-def _elbo(model: Model, examples: torch.Tensor, levels: int) -> float:
+def _elbo(model: Model, examples: Split) -> float:
     """Of the model as it was trained, nats an example, averaged over draws of z."""
-    noise, total = generator(0), 0.0
-    with torch.no_grad():
-        for part in examples.split(AT_ONCE):
-            terms = model.terms(part.float() / (levels - 1), DRAWS, noise)
-            assert terms.rate is not None
-            total -= float((terms.distortion + terms.rate).double().sum())
+    total = 0.0
+    for x, _, noise in batches(examples, seed=0):
+        elbo = estimate(model, x, 1, DRAWS, noise).elbo
+        assert elbo is not None
+        total += float(elbo.sum())
     return total / len(examples)

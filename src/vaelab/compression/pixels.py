@@ -1,7 +1,7 @@
 """p(x|z) in whole numbers: a codec of examples for what the decoder gives.
 
-Each likelihood here is quantized by `of`, from the trained one, and gives `codec(outputs)`: outputs are whole numbers
-in float64 at 2⁻¹⁶, [B, *output_shape], and symbols the levels of all dimensions, [B · dims] in C order.
+A quantized likelihood is made from the trained one by the function below it, and gives `codec(outputs)`: outputs are
+whole numbers in float64 at 2⁻¹⁶, [B, *output_shape], and symbols the levels of all dimensions, [B · dims] in C order.
 """
 
 import math
@@ -16,7 +16,7 @@ from scipy.special import expit, gammaln
 from torch import Tensor
 
 from vaelab.compression.codecs import Bits, Categorical, Codec, Frequencies
-from vaelab.compression.integers import ACTIVATION_BITS, OUTPUT_BITS, limit, look_up, rescale
+from vaelab.compression.integers import ACTIVATION_BITS, OUTPUT_BITS, activations, look_up, rescale
 from vaelab.likelihoods.bernoulli import BernoulliLikelihood
 from vaelab.likelihoods.counts import BetaBinomialLikelihood, bound_of
 
@@ -27,12 +27,6 @@ class Pixels(ABC):
     @abstractmethod
     def codec(self, outputs: Tensor) -> Codec:
         """Of all dimensions of all examples, [B · dims]."""
-
-
-def points() -> NDArray[np.float64]:
-    """The values of all activations."""
-    top = limit(ACTIVATION_BITS)
-    return np.arange(-top, top + 1) / 2**ACTIVATION_BITS
 
 
 def whole(values: NDArray[np.float64]) -> Tensor:
@@ -57,7 +51,7 @@ class BernoulliPixels(Pixels):
 
 def bernoulli(_: BernoulliLikelihood) -> BernoulliPixels:
     """Quantized."""
-    return BernoulliPixels(whole(expit(points()) * 2**30) / 2**30)
+    return BernoulliPixels(whole(expit(activations().numpy()) * 2**30) / 2**30)
 
 
 # -- beta-binomial -------------------------------------------------------------------------------------------------
@@ -121,7 +115,7 @@ class BetaBinomialPixels(Pixels):
 
 def beta_binomial(likelihood: BetaBinomialLikelihood) -> BetaBinomialPixels:
     """Tables of the grid."""
-    x = points()
+    x = activations().numpy()
     cells = np.exp(LOWEST + np.arange(CELLS) / STEPS)[:, None]
     counts = np.arange(likelihood.levels)
     rising = (gammaln(counts + cells) - gammaln(cells) - gammaln(counts + 1)) / math.log(2)

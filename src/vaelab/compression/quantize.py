@@ -1,16 +1,15 @@
-"""From a trained model to one in whole numbers, and the file that keeps it."""
+"""From a trained model to one in whole numbers."""
 
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vaelab.compression import latents, logistic, pixels
 from vaelab.compression.codecs import Codec
-from vaelab.compression.integers import ACTIVATION_BITS, OUTPUT_BITS, Step, limit, of_binary, run
+from vaelab.compression.integers import ACTIVATION_BITS, OUTPUT_BITS, Step, activations, of_binary, run
 from vaelab.compression.ladder import LadderLatents, scale_bounds
 from vaelab.compression.latents import FAMILIES, FlatLatents, Latents, gaussian_prior, shapes
 from vaelab.compression.layers import steps_of
@@ -88,7 +87,7 @@ def quantize(model: Model) -> CodecModel:
     return CodecModel(
         latents=_latents(model),
         decoder=steps_of(model.decoder, "decoder", OUTPUT_BITS),
-        pixels=PIXELS[type(likelihood)](likelihood),
+        pixels=PIXELS[type(likelihood)](model.likelihood),  # that of the copy, on the CPU
         shape=model.event_shape,
         levels=levels,
     )
@@ -133,8 +132,7 @@ def _check_prior(prior: Prior) -> None:
 
 
 def _ladder(model: Hierarchical) -> LadderLatents:
-    way, top = model.way_down, limit(ACTIVATION_BITS)
-    points = torch.arange(-top, top + 1, dtype=torch.float64) / 2**ACTIVATION_BITS
+    way, points = model.way_down, activations()
 
     def each(modules: nn.ModuleList, name: str, bits: int) -> tuple[tuple[Step, ...], ...]:
         return tuple(steps_of(one, f"{name}.{place}", bits) for place, one in enumerate(modules))
