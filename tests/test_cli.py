@@ -138,6 +138,7 @@ def test_every_command_has_help_with_an_example(run_cli: Cli, command: str) -> N
         (["evaluate"], ["RUN"]),
         (["evaluate", "nowhere"], ["nowhere: no such run folder"]),
         (["sample", "nowhere"], ["nowhere: no such run folder"]),
+        (["evaluate", __file__], ["test_cli.py: is a file, not a run folder"]),
         (["recipes", "vea"], ["unknown recipe vea"]),
         (["train", "--out", "/dev/null/run"], ["/dev/null/run", "choose another --out"]),
         (["train", "training.threads=100000"], ["training.threads=100000", "256"]),

@@ -204,7 +204,7 @@ def test_estimates_that_are_not_to_be_trusted_are_told(four: list[Run]) -> None:
         warned = [one.letter for one in found.settings if any(run.evaluation.warning for run in one.runs)]
         (note,) = [note for note in found.notes if "too few" in note]
         assert note.startswith(f"{start} too few for many of the examples ({', '.join(warned)})")
-        assert f"--importance-samples {10 * k}." in note
+        assert f"--importance-samples {max(100, 10 * k)}." in note
     runs = [run.evaluation for one in compare(four, importance_samples=400).settings for run in one.runs]
     assert not any(run.warning for run in runs)
     assert not [note for note in compare(four, importance_samples=400).notes if "too few" in note]
@@ -316,6 +316,9 @@ def test_an_incomplete_run_is_refused_before_any_is_measured(
     monkeypatch.setattr(sys.modules["vaelab.comparison.compare"], "measure", refuse)
     with pytest.raises(InputError, match=r"cut: incomplete run .* train it again, or --resume it"):
         compare([runs["2-0"], cut])
+    (cut / "model.safetensors").write_bytes((runs["6-0"].path / "model.safetensors").read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"model.safetensors: damaged.*; delete .*cut and train it again"):
+        compare([runs["2-0"], cut])
 
 
 def test_a_copy_of_a_run_is_no_further_seed(runs: dict[str, Run], tmp_path: Path) -> None:
@@ -381,6 +384,34 @@ def test_the_best_is_told_with_what_is_not_told_apart(
     assert {group.best.letter, *(one.letter for one in group.rivals)} == {"B", "C"}
     assert "Not told apart from it" in tables.verdict(group)
     assert group.differences["B"]["log_px"].p_adjusted == 0.0
+
+
+def test_a_pair_has_one_p_value_in_the_table_and_beside_the_best(
+    runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C is the best. C - A has p = 0.03, the largest of the two to A, and the smaller of the two to C.
+
+    Each family of two adjusted by itself would say 0.03 in the table, and 0.06 where the best is told.
+    """
+    real = measure.measure
+
+    def shifted(run: Run, how: measure.Protocol) -> measure.Measured:
+        made = real(run, how)
+        start = real(runs["2-0"], how).columns["log_px"]
+        n = len(start)
+        basis = np.linalg.qr(np.vstack([np.ones(n), np.random.default_rng(0).standard_normal((2, n))]).T)[0].T
+        one, other = basis[1:] * math.sqrt(n - 1)  # of mean 0 and standard deviation 1, uncorrelated
+        b, c = (stats.t.isf(p / 2, n - 1) / math.sqrt(n) for p in (0.01, 0.03))
+        made.columns["log_px"] = start + {"2-0": 0.0, "6-0": 0.5 * (b + other), "2-1": c + one}[run.path.name]
+        return made
+
+    third = Run.open(shutil.copytree(runs["2-1"].path, tmp_path / "2-1"))
+    text = (third.path / "config.toml").read_text()
+    (third.path / "config.toml").write_text(text.replace("beta = 1.0", "beta = 2.0"))
+    monkeypatch.setattr(sys.modules["vaelab.comparison.compare"], "measure", shifted)
+    (group,) = compare([runs["2-0"], runs["6-0"], Run.open(third.path)], importance_samples=2).groups
+    assert [group.differences[one]["log_px"].p_adjusted for one in "BC"] == pytest.approx([0.02, 0.03])
+    assert group.best.letter == "C" and [one.letter for one in group.rivals] == ["B"]
 
 
 # -- what is shown -------------------------------------------------------------------------------------------------

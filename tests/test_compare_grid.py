@@ -390,6 +390,7 @@ def test_the_command_trains_a_grid(run_cli: Cli) -> None:
     [
         (["compare"], ["name two runs", "--vary"]),
         (["compare", "nowhere", "there"], ["nowhere: no such run folder"]),
+        (["compare", "--vary", "objective.beta=1,2", "/"], ["/: is a folder, not a recipe"]),
         (["compare", "a", "b", "--seeds", "2"], ["--seeds 2", "--vary"]),
         (["compare", "a", "b", "--importance-samples", "0"], ["importance_samples=0"]),
         (["compare", "a", "b", "--out", "page.txt"], ["page.txt", ".html"]),

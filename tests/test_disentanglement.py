@@ -396,6 +396,8 @@ def test_latents_that_are_not_active_have_no_part_in_two_metrics(mixed: tuple[Co
         assert found.scores[name].value != whole.scores[name].value
     assert found.scores["mig"].value == whole.scores["mig"].value == mig(z, v)
     assert found.to_dict()["active_units"] == 3 and whole.to_dict()["active_units"] == 5
+    still = disentanglement_scores(np.hstack([z, np.full((300, 1), 7.0)]), v, regressor="forest", replicates=0)
+    assert still.active.tolist() == [True] * 5 + [False]
 
 
 def test_the_standard_error_is_the_spread_over_data() -> None:
@@ -443,6 +445,7 @@ def test_what_are_no_codes_and_factors_is_refused(change: Callable[..., Any], co
         (lambda z, v: factor_vae_score(z, v, points=19), "points=19"),
         (lambda z, v: dci(z, v, folds=2), "folds=2"),
         (lambda z, v: dci(z[:8], v[:8]), "8 examples: too few"),
+        (lambda z, v: dci(z, v, regressor="Boosting"), "regressor=Boosting: must be boosting or forest"),
         (lambda z, v: disentanglement_scores(z, v, replicates=1), "replicates=1"),
         (lambda z, v: disentanglement_scores(z, v, names=["shape"]), "1 names for 2 factors"),
         (lambda z, v: disentanglement_scores(z, v, active=[True]), r"active is \[1\] for 2 latents"),

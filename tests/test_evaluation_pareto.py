@@ -109,3 +109,11 @@ def test_few_draws_are_judged_by_their_effective_number() -> None:
     assert found.warning is not None and "Pareto" not in found.warning
     one = evaluated(1.1, 1)[0]
     assert one.warning is not None and "1 importance sample is too few for 100% of the examples" in one.warning
+    assert "use --importance-samples 100 " in one.warning  # with 10 there would be no tail to fit, either
+
+
+def test_few_draws_are_trusted_where_their_effective_number_is_nearer_to_all_than_to_one() -> None:
+    sizes = torch.tensor([1.0, 1.49, 1.51, 2.0])
+    assert LargestWeights(2).trusted(sizes).tolist() == [False, False, True, True]
+    assert LargestWeights(3).trusted(sizes * 1.5).tolist() == [False, True, True, True]
+    assert LargestWeights(1).trusted(torch.ones(1)).tolist() == [False]

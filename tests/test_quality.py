@@ -80,6 +80,9 @@ def test_the_distance_of_diagonal_gaussians_is_that_of_means_and_scales() -> Non
     exact = ((means[0] - means[1]) ** 2).sum() + ((scales[0] - scales[1]) ** 2).sum()
     assert frechet_distance(x, y) == pytest.approx(exact, rel=1e-12)
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-12)
+    for seed in range(5):  # of rank 3 in 40 dimensions: rounding must not make it negative
+        flat = normal(200, 3, seed=seed) @ normal(3, 40, seed=seed + 1)
+        assert frechet_distance(flat, flat) >= 0
 
 
 @pytest.mark.parametrize("n", [100, 4])  # with 4 examples covariances have rank 3 of 6

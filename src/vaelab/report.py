@@ -30,7 +30,7 @@ from vaelab.files import write_text
 from vaelab.noise import generator
 from vaelab.priors import StandardNormal
 from vaelab.runs import Run
-from vaelab.words import rounded
+from vaelab.words import count, rounded
 
 SHEET_NUMBERS = 1_500_000  # numbers in a sheet of samples or reconstructions, at most
 SPRITE_BYTES = 3_000_000  # of an animation before compression, at most
@@ -286,11 +286,6 @@ def markdown(text: str) -> str:
     """Text in one line that Markdown and HTML leave as it is."""
     line = re.sub(r"[^\S\u00a0]+", " ", text).strip()
     return re.sub(r"([\\`*_{}\[\]<>#|&!])", r"\\\1", line)
-
-
-def count(number: int, noun: str) -> str:
-    """For example 1 epoch, 1,400 epochs."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

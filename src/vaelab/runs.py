@@ -24,7 +24,7 @@ from typing import Any
 import tomli_w
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -145,6 +145,8 @@ class Run:
         if isinstance(path, Run):
             return path
         path = Path(path)
+        if path.is_file():
+            raise InputError(f"{path}: is a file, not a run folder")
         if not path.is_dir():
             raise InputError(f"{path}: no such run folder; `vaelab train --out {path}` makes one")
         file = path / "config.toml"
@@ -241,16 +243,29 @@ def load(run: "str | os.PathLike[str] | Run") -> Model:
     return model.eval()
 
 
-def load_weights(model: Model, path: Path) -> None:
-    """Read weights into `model`; names and shapes must match exactly."""
+def check_weights(path: Path) -> None:
+    """Raise an InputError unless a run's file of weights is there and whole; only its head is read."""
     if not path.is_file():
         raise InputError(f"{path.parent}: incomplete run (it has no {path.name}); train it again, or --resume it")
     try:
+        with safe_open(path, "pt"):
+            pass
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    why = str(error).strip().splitlines()[-1].strip()
+    return InputError(f"{path}: damaged, or of another model ({why}); delete {path.parent} and train it again")
+
+
+def load_weights(model: Model, path: Path) -> None:
+    """Read weights into `model`; names and shapes must match exactly."""
+    check_weights(path)
+    try:
         missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: damaged, or of another model ({str(error).strip().splitlines()[-1].strip()})"
-        ) from None
+        raise _damaged(path, error) from None
     if missing or unexpected:
         raise InputError(
             f"{path}: not the weights of this config.toml (first difference: {[*missing, *unexpected][0]})"

@@ -110,13 +110,17 @@ def _group(settings: Sequence[Setting]) -> Group:
     measured = [one for one in settings if one.letter in values]
     ranked = [one for one in measured if math.isfinite(values[one.letter])]
     best = max(ranked or measured, key=lambda one: sign * values[one.letter])
-    to_best = _differences(settings, best)
+    # A pair has one p-value: where the best is already compared with the baseline, that is what counts.
+    baseline, *others = settings
+    to_baseline = _differences(settings, baseline)
+    to_best = to_baseline if best is baseline else _differences(others, best)
+    to_best = {**to_best, baseline.letter: to_baseline.get(best.letter, {})}
     first = settings[0].runs[0]
     what = f"{'probabilities' if first.discrete else 'densities'} of {describe(first.run.spec)}"
     return Group(
         title=what + (", given their labels" if first.conditional else ""),
         settings=settings,
-        differences=_differences(settings, settings[0]),
+        differences=to_baseline,
         metric=metric,
         best=best,
         rivals=[one for one in ranked if one is not best and not to_best[one.letter][metric].is_clear],

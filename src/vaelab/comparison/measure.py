@@ -21,7 +21,7 @@ from vaelab.evaluation.estimates import PerExample, batches
 from vaelab.evaluation.likelihood import Evaluation, evaluate_each, examples_of
 from vaelab.generation.common import write_arrays
 from vaelab.noise import generator
-from vaelab.runs import Run, load
+from vaelab.runs import Run, check_weights, load
 
 COLUMNS = ("log_px", "elbo", "rate", "distortion")
 PICTURES = 10
@@ -129,8 +129,7 @@ def _name(how: Protocol) -> str:
 
 def _key(run: Run, how: Protocol) -> str:
     weights = run.path / "model.safetensors"
-    if not weights.is_file():
-        raise InputError(f"{run}: incomplete run (it has no {weights.name}); train it again, or --resume it")
+    check_weights(weights)
     digest = hashlib.sha256(f"{__version__} {asdict(how)}".encode())
     for file in (run.path / "config.toml", weights):
         digest.update(hashlib.sha256(file.read_bytes()).digest())

@@ -7,6 +7,7 @@ import numpy as np
 from vaelab.comparison.groups import Group, means_of
 from vaelab.comparison.measure import Protocol, epochs_left
 from vaelab.comparison.settings import Setting
+from vaelab.evaluation.likelihood import more_draws
 
 REASONS = (
     "they were measured on different examples",
@@ -57,7 +58,7 @@ def _few_draws(settings: Sequence[Setting], how: Protocol) -> str:
     return (
         f"{f'{k} importance samples are' if k > 1 else '1 importance sample is'} too few for many of the examples "
         f"({', '.join(few)}): log p(x) is rather too low there, and not by the same for all. Use "
-        f"--importance-samples {10 * k}."
+        f"--importance-samples {more_draws(k)}."
     )
 
 

@@ -10,8 +10,7 @@ from vaelab.comparison.groups import Difference, Group, means_of
 from vaelab.comparison.measure import COLUMNS
 from vaelab.comparison.settings import Setting, short
 from vaelab.comparison.statistics import CrossedMean
-from vaelab.report import count
-from vaelab.words import rounded
+from vaelab.words import count, rounded
 
 if TYPE_CHECKING:
     from vaelab.comparison.compare import Comparison

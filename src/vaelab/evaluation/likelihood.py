@@ -152,7 +152,7 @@ def evaluate_each(
         n=len(latents),
         **numbers,
         importance_samples=importance_samples,
-        effective_sample_size=float(torch.cat(sizes).mean()) if sizes else None,
+        effective_sample_size=float(torch.cat(sizes).mean()) if sizes and draws_differ else None,
         bits_per_dim=_bits_per_dim(model, numbers["log_px"]),
         active_units=int(active(latents, model.latents).sum()) if sizes else None,
         latent_dim=model.latents.count,
@@ -217,6 +217,11 @@ def _mean_and_error(name: str, values: Tensor) -> dict[str, float | None]:
     return {name: float(values.mean()), f"{name}_stderr": float(values.std() / math.sqrt(n)) if n > 1 else None}
 
 
+def more_draws(importance_samples: int) -> int:
+    """The K to try where so many draws are too few: ten times as many, and enough for a tail to be fitted."""
+    return max(100, 10 * importance_samples)
+
+
 def _warning(model: Model, untrusted: float | None, importance_samples: int) -> str | None:
     """One sentence where log_px is not to be trusted."""
     if untrusted is None or untrusted <= UNTRUSTED:
@@ -225,7 +230,7 @@ def _warning(model: Model, untrusted: float | None, importance_samples: int) -> 
     samples = "samples are" if importance_samples > 1 else "sample is"
     return (
         f"warning: {importance_samples} importance {samples} too few for {untrusted:.0%} of the examples{measured}, "
-        f"so log_px is rather too low; use --importance-samples {10 * importance_samples}{_other_method(model)}"
+        f"so log_px is rather too low; use --importance-samples {more_draws(importance_samples)}{_other_method(model)}"
     )
 
 

@@ -49,10 +49,10 @@ class LargestWeights:
         """Whether log of the mean weight is near its limit, [B] bool: k̂ ≤ min(0.7, 1 − 1 / log₁₀ K).
 
         A stable mean takes about 10^(1 / (1 − k)) draws (the same paper). Fewer than 25 draws have no tail to fit: they
-        are trusted if their effective sample size, [B], is more than half of them; one draw never is.
+        are trusted if their effective sample size, [B], is nearer to K than to 1; so one draw never is.
         """
         if self.num_samples < FEWEST:
-            return (effective_sample_size > self.num_samples / 2) & (self.num_samples > 1)
+            return effective_sample_size > (self.num_samples + 1) / 2
         return self.pareto_k <= highest_k(self.num_samples)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from vaelab.words import count
+
 Method = Literal["importance", "annealed", "quadrature"]
 """How log p(x) is estimated."""
 
@@ -38,7 +40,8 @@ class Evaluation:
             mean) and float32's rounding. Both come from the weights that were drawn, so it is too small where
             `warning` says so. Of quadrature it is the mean error of the grid.
         importance_samples: K, draws an example for log_px; 0 by annealing and by quadrature.
-        effective_sample_size: mean over examples of 1 / Σ w̃², between 1 and K (annealed: the number of chains).
+        effective_sample_size: mean over examples of 1 / Σ w̃², between 1 and K (annealed: the number of chains). None
+            where there are no weights, or all are the same.
         bits_per_dim: −log_px / (D ln 2); None where data are no discrete levels.
         active_units: latents with Var_x(E_q[z]) > 0.01 (Burda et al. 2016, section 5.2).
         scale_at_floor: share of learned scales that their floor holds up; None where none is learned.
@@ -90,7 +93,7 @@ class Evaluation:
         return _finite(asdict(self))
 
     def __str__(self) -> str:
-        lines = [f"{self.split}: {self.n} examples, {self._how()}; nats per example"]
+        lines = [f"{self.split}: {count(self.n, 'example')}, {self._how()}; nats per example"]
         numbers = asdict(self)
         lines += _rows(numbers, {name: name for name in AVERAGES})
         lines += _rows(self.rates or {}, {name: f"rate of {name}" for name in self.rates or {}})
@@ -102,7 +105,8 @@ class Evaluation:
                 f"{self.scale_at_floor:.1%} of the learned scales rest on their floor (likelihood.scale_floor)", "  "
             )
         if self.annealed:
-            lines.append(f"on {self.annealed['n']} samples of the model, {self.annealed['chains']} chains each")
+            samples, chains = count(self.annealed["n"], "sample"), count(self.annealed["chains"], "chain")
+            lines.append(f"on {samples} of the model, {chains} each")
             lines += _rows(self.annealed, SIDES)
         if self.rate_split:
             lines.append("the rate is the sum of")
@@ -114,8 +118,10 @@ class Evaluation:
 
     def _how(self) -> str:
         """Where log_px comes from."""
+        if self.log_px is None:
+            return "no log_px, for q(z|x) has no density"
         if self.log_px_method == "importance":
-            return f"{self.importance_samples} importance samples"
+            return count(self.importance_samples, "importance sample")
         if self.log_px_method == "elbo":
             return "one z each: log_px is the elbo"
         return "log_px by " + {"annealed": "annealing"}.get(self.log_px_method, self.log_px_method)

@@ -63,11 +63,6 @@ def shown(draw: bool) -> str:
     return "draw from p(x|z)" if draw else "mean of p(x|z)"
 
 
-def count(number: int, noun: str) -> str:
-    """A number and its noun, in the plural where it must be."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def describe(spec: DataSpec) -> str:
     """What an example is, for an error message."""
     values = {"binary": "binary", "levels": f"{spec.levels} levels", "real": "real values"}[spec.kind]

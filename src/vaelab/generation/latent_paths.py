@@ -17,7 +17,6 @@ from vaelab.generation.common import (
     Out,
     RunPath,
     check_least,
-    count,
     labels_for,
     output_file,
     posteriors,
@@ -30,6 +29,7 @@ from vaelab.model import Model
 from vaelab.noise import generator
 from vaelab.priors import ProductPrior, StandardNormal
 from vaelab.runs import Run, load
+from vaelab.words import count
 
 MOST_ACTIVE = 10
 SECONDS = 0.12  # a frame

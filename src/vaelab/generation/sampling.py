@@ -14,7 +14,6 @@ from vaelab.generation.common import (
     Out,
     RunPath,
     check_least,
-    count,
     labels_for,
     output_file,
     posteriors,
@@ -27,6 +26,7 @@ from vaelab.model import Model
 from vaelab.noise import generator
 from vaelab.priors import StandardNormal
 from vaelab.runs import Run, load
+from vaelab.words import count
 
 STOPS = 4  # samples on one closed walk, at most
 WALK_FRAMES = 48

@@ -43,6 +43,8 @@ def load(name: str) -> Recipe:
         text = path.read_bytes().decode(errors="replace")
     elif name in names():
         text = (files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
+    elif Path(name).is_dir():
+        raise InputError(f"{name}: is a folder, not a recipe; `vaelab recipes` lists them")
     else:
         raise InputError(f"unknown recipe {name}; {nearest(name, names())}")
     try:

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -64,9 +64,12 @@ def dci(
         seed: of the division and the regressors.
 
     Raises:
-        InputError: what these arrays hold are no codes and factors, fewer examples than 3 a fold, or two folds.
+        InputError: what these arrays hold are no codes and factors, fewer examples than 3 a fold, two folds, or
+            another regressor.
     """
     z, v = checked(codes, factors)
+    if regressor not in get_args(Regressor):
+        raise InputError(f"regressor={regressor}: must be {' or '.join(get_args(Regressor))}")
     if folds < 1 or folds == 2:
         raise InputError(f"folds={folds}: must be 1, or 3 or more")
     if len(z) < 3 * max(folds, 3):

@@ -135,7 +135,7 @@ def disentanglement_scores(
         names: of the factors.
         unordered: columns of `factors` whose values have no order, for SAP.
         active: [D], the latents that the encoder uses. FactorVAE leaves out the others, as Kim & Mnih do: which factor
-            their noise follows says nothing. So does modularity. Default: all.
+            their noise follows says nothing. So does modularity. Default: those that vary at all.
         bins: for MIG, modularity and SAP.
         regressor: of DCI.
         replicates: for standard errors, 2 or more; 0 leaves them out, those of DCI too.
@@ -145,7 +145,7 @@ def disentanglement_scores(
         InputError: what these arrays hold are no codes and factors, or one replicate.
     """
     z, v = checked(codes, factors)
-    used = np.ones(z.shape[1], np.bool_) if active is None else np.asarray(active, np.bool_)
+    used = np.ptp(z, axis=0) > 0 if active is None else np.asarray(active, np.bool_)
     if used.shape != z.shape[1:]:
         raise InputError(f"active is {list(used.shape)} for {z.shape[1]} latents; give one value each")
     if replicates < 0 or replicates == 1:

@@ -38,7 +38,7 @@ class Gaussian:
         """
         between = torch.linalg.eigvalsh(self.root @ other.covariance @ self.root)
         spread = self.covariance.trace() + other.covariance.trace() - 2 * between.clamp(min=0).sqrt().sum()
-        return float((self.mean - other.mean).square().sum() + spread)
+        return max(0.0, float((self.mean - other.mean).square().sum() + spread))  # rounding may leave less
 
     def bias(self, n: int, m: int) -> float:
         """What `frechet_distance` gives in expectation for N and M draws from this one Gaussian, to order 1/N and 1/M.
