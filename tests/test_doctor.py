@@ -233,6 +233,13 @@ def test_over_fitting_by_the_gap(case: Case) -> None:
     assert alarms(with_curves(case, [value - 0.24 * 49.91 for value in LEVEL], LEVEL)) == set()
 
 
+def test_a_gap_is_no_alarm_where_it_is_a_small_part_of_the_loss_or_validation_still_falls(case: Case) -> None:
+    small = [30.2, 29.5, 29.1, 28.9, 28.8, 28.71, 28.65, 28.62, 28.61, 28.605]  # falls by 1.595
+    found(with_curves(case, [value - 0.6 for value in small], small), "over-fitting", "info")
+    falling = [100.0 - 5 * epoch for epoch in range(10)]
+    assert alarms(with_curves(case, [value - 15 for value in falling], falling)) == {"under-training"}
+
+
 def test_over_fitting_by_the_rise(case: Case) -> None:
     rising = [*LEVEL[:5], 43.0, 46.0, 49.0, 51.0, 52.0]  # lowest 42, after a fall of 48; ends 10 above: 21 %
     finding = found(with_curves(case, LEVEL, rising), "over-fitting", "warning")
@@ -248,6 +255,16 @@ def test_instability_is_told_from_over_fitting(case: Case) -> None:
     assert alarms(sick) == {"unstable"}
     assert finding.evidence["rise"] == pytest.approx(10) and finding.evidence["training_rise"] == pytest.approx(10)
     assert "training.learning_rate=0.0003" in finding.remedy
+
+
+def test_a_training_loss_that_is_noisy_is_not_a_rise(case: Case) -> None:
+    """Few updates an epoch: the last epoch is off by chance. The validation loss is lowest after epoch 10 of 20."""
+    turned = [*LEVEL[:9], 40.0, *(40.0 + 2 * epoch for epoch in range(1, 11))]
+    training = [*LEVEL, *(40.0 - 0.1 * epoch for epoch in range(1, 10)), 40.3]
+    found(with_curves(case, training, turned), "over-fitting", "warning")
+    few = with_curves(case, training, turned)  # the same in 200 updates: that is not too few
+    few = replace(few, lines=[told | {"step": 10 * told["epoch"]} for told in few.lines])
+    assert alarms(few) == {"over-fitting"}
 
 
 def test_under_training_by_the_fall(case: Case) -> None:
@@ -267,6 +284,15 @@ def test_under_training_by_the_number_of_updates(case: Case) -> None:
     finding = found(sick, "under-training", "warning")
     assert finding.evidence["steps"] == 200 and "updated 200 times only" in finding.message
     assert "--epochs 15" in finding.remedy  # 1,500 updates
+    assert "learning_rate" not in finding.remedy and finding.cause == "too few epochs"
+
+
+def test_under_training_by_the_learning_rate(case: Case) -> None:
+    sick = with_curves(case, [50.0, 50.0], [50.0, 50.0])
+    training = sick.run.config.training.model_copy(update={"learning_rate": 1e-7})
+    sick = replace(sick, run=replace(sick.run, config=replace(sick.run.config, training=training)))
+    finding = found(sick, "under-training", "warning")
+    assert "training.learning_rate=0.001" in finding.remedy and finding.cause.startswith("too low a learning rate")
 
 
 def test_a_rate_that_rises_at_the_end(case: Case) -> None:
@@ -371,6 +397,9 @@ def test_collapse_of_all_latents(well: Run, edited: Callable[..., Case]) -> None
     }
     assert "objective.warmup=256" in finding.remedy  # a third of 70 epochs of 11 updates
     assert drawn(finding)
+    hardly = with_curves(sick, [50.0, 50.0], [50.0, 50.0])  # 200 updates: the remedy is more of them
+    remedy = found(hardly, "under-training", "warning").remedy
+    assert found(hardly, "posterior-collapse", "error").remedy == remedy and "--epochs 15" in remedy
 
 
 def test_collapse_of_some_latents_is_named(well: Run, edited: Callable[..., Case]) -> None:
@@ -439,6 +468,15 @@ def test_too_few_latents(digits_run: Run, edited: Callable[..., Case]) -> None:
     assert "model.latent_dim=8" in finding.remedy
 
 
+def test_one_or_two_latents_are_too_few_sooner_than_ten(case: Case) -> None:
+    def told(*nats: float) -> set[str]:
+        units = replace(case.evaluation, active_units=len(nats), latent_dim=len(nats))
+        return alarms(replace(case, kl=torch.tensor(nats), evaluation=units, active=torch.ones(len(nats)) > 0))
+
+    assert told(0.9) == told(0.51, 0.8) == told(1.6, 2, 2) == {"latent-dimension-small"}
+    assert told(0.49) == told(0.49, 2.0) == told(1.4, 2, 2) == set()
+
+
 def test_too_many_latents(well: Run, edited: Callable[..., Case]) -> None:
     sick = edited(well, lambda state: silence(state, [0, 1, 2, 4, 6, 8]))
     finding = found(sick, "latent-dimension-large", "info")
@@ -485,6 +523,17 @@ def test_holes_of_the_prior(well: Run, edited: Callable[..., Case]) -> None:
     finding = found(sick, "holes", "warning")
     assert finding.evidence == {"share": 1.0, "draws": 1000, "neighbors": 5}
     assert "prior.name=aggregate" in finding.remedy and drawn(finding)
+
+
+def test_holes_of_a_prior_over_codes(quantized: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remedy is the prior that learns; where that is there already, training longer."""
+    monkeypatch.setattr(check_latents, "HOLES", -1.0)
+    sick = look(quantized, quantized.data())
+    (finding,) = check_latents.holes(sick)
+    assert finding.remedy == sick.again("prior.name=autoregressive")
+    config = quantized.config.with_part("prior", {"name": "autoregressive"})
+    (finding,) = check_latents.holes(replace(sick, run=replace(quantized, config=config)))
+    assert finding.remedy == longer(sick) != sick.again()
 
 
 @pytest.mark.parametrize("dims", [1, 3])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vaelab.diagnosis import drawings
 from vaelab.diagnosis.case import DRAWS, EXAMPLES, IMPORTANCE_SAMPLES, Case, few
+from vaelab.diagnosis.check_training import hardly_trained, longer
 from vaelab.diagnosis.findings import Finding, Illness, Plot
 from vaelab.evaluation.likelihood import UNTRUSTED, importance_weighted_bounds
 from vaelab.likelihoods import Gaussian
@@ -18,6 +19,7 @@ from vaelab.words import rounded
 
 FEW_LATENTS, BEHIND = 0.1, 0.75  # shares of the latents, and of those that a linear VAE would use
 SMALL_NATS, LARGE = 1.5, 0.5  # nats of the least latent; share of latents that are active
+VERY_FEW, VERY_FEW_NATS = 2, 0.5  # so many latents are a map of the data: less will do
 WARMUP = 1_000  # updates, of a remedy against collapse
 DEAD, CODED = 0.2, 10_000  # share of the codes; training examples that are encoded to count them
 NEIGHBORS, HOLES = 5, 0.9
@@ -36,7 +38,8 @@ ILLNESSES = (
     Illness(
         "latent-dimension-small",
         "too few latents",
-        f"warning: each carries more than {SMALL_NATS:g} nats, and the objective's β is between 0.5 and 2",
+        f"warning: each carries more than {SMALL_NATS:g} nats ({VERY_FEW_NATS:g} where there are no more than "
+        f"{VERY_FEW}), and the objective's β is between 0.5 and 2",
     ),
     Illness(
         "latent-dimension-large",
@@ -93,9 +96,11 @@ def collapse(case: Case) -> Iterator[Finding]:
         evidence,
         "too much weight on the rate, a fixed σ that is too large, or too little training; a latent pays only where it "
         "saves more than it costs",
-        _against_collapse(case)
-        if severity != "info"
-        else "Nothing to do: silent latents cost time, and no likelihood.",
+        "Nothing to do: silent latents cost time, and no likelihood."
+        if severity == "info"
+        else longer(case)
+        if hardly_trained(case)
+        else _against_collapse(case),
         drawings.kl(case.kl, case.active, "posterior-collapse"),
     )
 
@@ -135,7 +140,8 @@ def dimension(case: Case) -> Iterator[Finding]:
     key = "model.latent_dim"
     if used is None or not hasattr(case.run.config.model, "latent_dim") or case.model.latents.holds != "real":
         return
-    if kl is not None and used == count == len(kl) and float(kl.min()) > SMALL_NATS and 0.5 < case.beta < 2:
+    full = VERY_FEW_NATS if count <= VERY_FEW else SMALL_NATS
+    if kl is not None and used == count == len(kl) and float(kl.min()) > full and 0.5 < case.beta < 2:
         yield Finding(
             "latent-dimension-small",
             "warning",
@@ -239,7 +245,8 @@ def _fill(case: Case) -> str:
     if 0 <= case.beta < 1 and case.model.has_density:
         return case.again("objective.beta=1")
     if case.model.latents.holds == "categorical":
-        return case.again("prior.name=autoregressive")
+        learned = case.run.config.name("prior") == "autoregressive"
+        return longer(case) if learned else case.again("prior.name=autoregressive")
     if case.model.latents.holds == "joint":
         return case.again("objective.name=elbo", "prior.name=flow")
     tried = isinstance(case.model.prior, AggregatePrior)

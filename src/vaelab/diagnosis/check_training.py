@@ -1,11 +1,13 @@
 """How training went, by the lines of metrics.jsonl."""
 
 import math
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from vaelab.config import TrainingConfig
 from vaelab.diagnosis.case import Case
 from vaelab.diagnosis.drawings import curves
 from vaelab.diagnosis.findings import Finding, Illness
@@ -14,7 +16,9 @@ from vaelab.words import rounded
 OVERFIT_EPOCHS = 0.8  # over-fitting is worth a word if the best epoch is among the first 80 %, and the last is worse
 OVERFIT_NATS, OVERFIT_SHARE = 0.1, 0.001  # by 0.1 nats and by a thousandth of the loss
 GAP, LOST = 0.25, 0.2  # of what the validation loss fell: the gap to training, and what is lost after the best epoch
+GRAVE_GAP = 0.05  # of the validation loss: a smaller gap is worth a word, and no alarm
 LATE, STEPS = 0.02, 300  # share of the fall in the last tenth of the epochs; updates
+USUAL_RATE: float = TrainingConfig.model_fields["learning_rate"].default
 RISE, RISE_NATS, RISE_EPOCHS = 0.03, 0.1, 5  # of the rate over the last tenth of at least 5 epochs
 
 ILLNESSES = (
@@ -46,22 +50,24 @@ ILLNESSES = (
     Illness(
         "over-fitting",
         "loss of validation above that of training, or rising",
-        f"warning: the gap at the kept epoch is more than {GAP:.0%}, or the later rise more than {LOST:.0%}, of "
-        f"what the validation loss fell in all; info for a smaller rise, of {OVERFIT_NATS:g} nats and a thousandth "
-        "of the loss at least, because the best weights are kept. A rise counts where the best epoch is among the "
-        f"first {OVERFIT_EPOCHS:.0%}",
+        f"warning: the gap at the kept epoch is more than {GAP:.0%} (and {GRAVE_GAP:.0%} of the validation loss), or "
+        f"the later rise more than {LOST:.0%}, of what the validation loss fell in all; info for a gap that is a "
+        f"smaller part of the loss, or a smaller rise, of {OVERFIT_NATS:g} nats and a thousandth of the loss at least, "
+        "because the best weights are kept. A rise counts where the best epoch is among the first "
+        f"{OVERFIT_EPOCHS:.0%}; a gap, where the validation loss no longer falls",
     ),
     Illness(
         "unstable",
         "both losses rising",
         f"warning: the validation loss ends above its minimum, by {OVERFIT_NATS:g} nats and a thousandth at least, "
-        f"that minimum is among the first {OVERFIT_EPOCHS:.0%} of the epochs, and the training loss rose as well",
+        f"that minimum is among the first {OVERFIT_EPOCHS:.0%} of the epochs, and the training loss rose as well: its "
+        "median over a tenth of the epochs",
     ),
     Illness(
         "under-training",
         "a loss that is still falling",
         f"warning: the best loss fell by more than {LATE:.0%} of its whole fall, and a thousandth of the loss, in "
-        f"the last tenth of the epochs; or there were fewer than {STEPS} updates",
+        f"the last tenth of the epochs; or there were fewer than {STEPS} updates, and no rise as in over-fitting",
     ),
     Illness(
         "rising-kl",
@@ -175,9 +181,8 @@ def over_fitting(case: Case) -> Iterator[Finding]:
     last, kept = case.lines[-1], best["validation"]["loss"]
     fall = case.lines[0]["validation"]["loss"] - kept
     gap, lost = kept - best["train"]["loss"], last["validation"]["loss"] - kept
-    least = max(OVERFIT_NATS, OVERFIT_SHARE * abs(kept))
-    late = best["epoch"] < OVERFIT_EPOCHS * epochs and lost > least
-    wide = fall > 0 and gap > GAP * fall and gap > least
+    late = _has_turned(case)
+    wide = fall > 0 and gap > max(GAP * fall, _least(kept)) and not (_still_falls(case) or hardly_trained(case))
     if not late and not wide:
         return
     evidence = {"best_epoch": best["epoch"], "epochs": epochs, "gap": gap, "rise": lost, "fall": fall}
@@ -185,20 +190,48 @@ def over_fitting(case: Case) -> Iterator[Finding]:
         f"The validation loss was lowest after epoch {best['epoch']} of {epochs}, and {rounded(lost)} nats higher at "
         f"the end. The weights of epoch {best['epoch']} were kept."
     )
-    if late and last["train"]["loss"] >= best["train"]["loss"]:
+    training_rise = _rise([line["train"]["loss"] for line in case.lines], best["epoch"])
+    if late and training_rise > 0:
         yield Finding(
             "unstable",
             "warning",
             f"{told} The training loss rose too: training is unstable.",
-            evidence | {"training_rise": last["train"]["loss"] - best["train"]["loss"]},
+            evidence | {"training_rise": training_rise},
             "too high a learning rate",
             case.again(case.slower(3)),
             curves(case, "loss", "unstable"),
         )
     else:
         yield _over_fitted(
-            case, f"{told} The training loss went on falling: over-fitting. " if late else "", evidence, wide
+            case,
+            f"{told} The training loss went on falling: over-fitting. " if late else "",
+            evidence,
+            wide and gap > GRAVE_GAP * abs(kept),
         )
+
+
+def _least(loss: float) -> float:
+    """Nats below which a difference between two losses is not worth a word."""
+    return max(OVERFIT_NATS, OVERFIT_SHARE * abs(loss))
+
+
+def _has_turned(case: Case) -> bool:
+    """Whether the validation loss passed its lowest point a while ago, and ends higher."""
+    best, epochs = case.best, len(case.lines)
+    if not best or not best["validation"]:
+        return False
+    kept = best["validation"]["loss"]
+    return best["epoch"] < OVERFIT_EPOCHS * epochs and case.lines[-1]["validation"]["loss"] - kept > _least(kept)
+
+
+def _rise(losses: Sequence[float], epoch: int) -> float:
+    """By how much a loss rose from an epoch (counted from 1) to the end: medians over a tenth of the epochs.
+
+    A single epoch of few updates is far off by chance.
+    """
+    width = max(1, len(losses) // 10)
+    start = max(0, epoch - 1 - width // 2)
+    return statistics.median(losses[-width:]) - statistics.median(losses[start : start + width])
 
 
 def _over_fitted(case: Case, told: str, evidence: dict[str, Any], wide: bool) -> Finding:
@@ -224,32 +257,61 @@ def _smaller(case: Case) -> list[str]:
     return [f"network.hidden={','.join(str(max(1, width // 4)) for width in widths)}"] if widths else []
 
 
+def _fall_at_the_end(case: Case) -> tuple[int, float, float]:
+    """How many epochs are the last tenth, by how much the best loss fell in it, and by how much in all."""
+    losses = [line[case.compared]["loss"] for line in case.lines]
+    tail = max(1, len(losses) // 10)
+    before, fall = min(losses[:-tail], default=math.inf), losses[0] - min(losses)
+    return tail, max(0.0, before - min(losses)) if math.isfinite(before) else 0.0, fall
+
+
+def _still_falls(case: Case) -> bool:
+    """Whether the last tenth of the epochs had a notable part in the fall of the loss."""
+    _, late, fall = _fall_at_the_end(case)
+    lowest = min(line[case.compared]["loss"] for line in case.lines)
+    return fall > 0 and late > LATE * fall and late > OVERFIT_SHARE * abs(lowest)
+
+
+def hardly_trained(case: Case) -> bool:
+    """Whether there were so few updates that nothing else can be said of the training."""
+    return bool(case.lines) and case.lines[-1]["step"] < STEPS and not _has_turned(case)
+
+
+def longer(case: Case) -> str:
+    """The command that trains on, or longer: three times as many epochs, and 1,500 updates at least.
+
+    At a learning rate far below the usual one, with the usual one.
+    """
+    if len(case.lines) < case.planned:
+        return case.resume
+    epochs, steps = len(case.lines), case.lines[-1]["step"]
+    wanted = max(10, 3 * epochs, -(-1500 * epochs // max(1, steps)))
+    return case.again("--epochs", str(wanted), *([f"training.learning_rate={USUAL_RATE:g}"] if _is_slow(case) else []))
+
+
+def _is_slow(case: Case) -> bool:
+    return case.run.config.training.learning_rate < USUAL_RATE / 10
+
+
 def under_training(case: Case) -> Iterator[Finding]:
     """A loss that still falls when training ends."""
     lines = case.lines
-    if not lines:
+    if not lines or not ((slow := _still_falls(case)) or hardly_trained(case)):
         return
-    losses = [line[case.compared]["loss"] for line in lines]
-    tail = max(1, len(losses) // 10)
-    before, fall = min(losses[:-tail], default=math.inf), losses[0] - min(losses)
-    late = max(0.0, before - min(losses)) if math.isfinite(before) else 0.0
+    tail, late, fall = _fall_at_the_end(case)
     share = late / fall if fall > 0 else 0.0
     steps = lines[-1]["step"]
-    slow = share > LATE and late > OVERFIT_SHARE * abs(min(losses))
-    if not slow and steps >= STEPS:
-        return
     still = (
         f"In the last {f'{tail} epochs' if tail > 1 else 'epoch'} of {len(lines)} the loss fell by {rounded(late)} "
         f"nats, {share:.0%} of its whole fall: it is still improving."
     )
-    wanted = max(10, 3 * len(lines), -(-1500 * len(lines) // max(1, steps)))
     yield Finding(
         "under-training",
         "warning",
         still if slow else f"The weights were updated {steps} times only.",
         {"fall_at_the_end": late, "fall": fall, "share": share, "steps": steps, "epochs": len(lines)},
-        "too few epochs, or too low a learning rate",
-        case.resume if len(lines) < case.planned else case.again("--epochs", str(wanted)),
+        "too low a learning rate, or too few epochs" if _is_slow(case) else "too few epochs",
+        longer(case),
         curves(case, "loss", "under-training"),
     )
 
