@@ -32,6 +32,7 @@ from vaelab.composition import compose, settle
 from vaelab.config import parse_override, resolve
 from vaelab.data import Dataset, Split
 from vaelab.diagnosis import Case, Diagnosis, Finding, check_latents, check_likelihood, foreign, look, run_checks
+from vaelab.diagnosis.check_training import longer
 from vaelab.diagnosis.findings import ordered
 from vaelab.evaluation.latents import active, latents
 from vaelab.evaluation.likelihood import evaluate_model
@@ -531,7 +532,7 @@ def test_holes_of_a_prior_over_codes(quantized: Run, monkeypatch: pytest.MonkeyP
     sick = look(quantized, quantized.data())
     (finding,) = check_latents.holes(sick)
     assert finding.remedy == sick.again("prior.name=autoregressive")
-    config = quantized.config.with_part("prior", {"name": "autoregressive"})
+    config = quantized.config.with_part("prior", name="autoregressive")
     (finding,) = check_latents.holes(replace(sick, run=replace(quantized, config=config)))
     assert finding.remedy == longer(sick) != sick.again()
 
