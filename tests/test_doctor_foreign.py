@@ -142,6 +142,37 @@ LEFT_ALONE: dict[str, tuple[str, Changes]] = {
             ),
         ),
     ),
+    "a log-precision that the loss knows of": (
+        "classic",
+        (
+            ("torch.exp(0.5 * logvar)", "torch.exp(-0.5 * logvar)"),
+            ("1 + logvar - mu.pow(2) - logvar.exp()", "1 - logvar - mu.pow(2) - (-logvar).exp()"),
+        ),
+    ),
+    "layers in a ModuleList": (
+        "classic",
+        (("self.fc1 = nn.Linear(64, 40)", "self.fc1 = nn.ModuleList([nn.Linear(64, 40)])"), ("fc1(x)", "fc1[0](x)")),
+    ),
+    "a weight that is computed": (
+        "classic",
+        (("self.fc1 = nn.Linear(64, 40)", "self.fc1 = nn.utils.weight_norm(nn.Linear(64, 40))"),),
+    ),
+    "a layer that a lambda calls": (
+        "classic",
+        (("self.fc1 = nn.Linear(64, 40)", "self.body = nn.Linear(64, 40)\n        self.fc1 = lambda v: self.body(v)"),),
+    ),
+    "a frozen layer, in a list": (
+        "classic",
+        (("self.fc1 = nn.Linear(64, 40)", "self.fc1 = [nn.Linear(64, 40).requires_grad_(False)]"),
+         ("fc1(x)", "fc1[0](x)")),
+    ),
+    "a frozen layer under no_grad": (
+        "classic",
+        (
+            ("self.fc1 = nn.Linear(64, 40)", "self.fc1 = nn.Linear(64, 40).requires_grad_(False)"),
+            ("        h1 = F", "        with torch.no_grad():\n            h1 = F"),
+        ),
+    ),
     "lazy layers": ("classic", (("nn.Linear(64, 40)", "nn.LazyLinear(40)"),)),
     "an old way to draw": ("classic", (("torch.randn_like(std)", "std.data.new(std.size()).normal_()"),)),
     "one latent, whose mean begins far from 0": (
@@ -238,8 +269,56 @@ SICK_MODELS: dict[str, tuple[str, Changes, str, str]] = {
     ),
     "data": ("sequential", (("self.dec(z)", "self.dec(z.data)"),), "no-gradient", "return {"),
     "log-variance detached": ("classic", ((EXP, "torch.exp(0.5 * logvar.detach())"),), "no-gradient", "std ="),
-    "relu on the mean": ("classic", (("return self.fc21(h1),", "return F.relu(self.fc21(h1)),"),), "latent-range", ""),
-    "relu on the log-variance": ("classic", (("self.fc22(h1)\n", "F.relu(self.fc22(h1))\n"),), "latent-range", ""),
+    "detach in the decoder": (
+        "classic",
+        (("self.fc3(z)", "self.fc3(z.detach().requires_grad_())"),),
+        "no-gradient",
+        "h3 = F.relu(self.fc3(z.detach()",
+    ),
+    "decoder under no_grad": (
+        "classic",
+        (("        h3 = F", "        with torch.no_grad():\n          h3 = F"),),
+        "no-gradient",
+        "with torch.no_grad():",
+    ),
+    "no sigma": ("classic", (("mu + eps * std", "mu + eps"),), "no-gradient", "return mu + eps"),
+    "body under no_grad": (
+        "classic",
+        (("        h1 = F", "        with torch.no_grad():\n            h1 = F"),),
+        "no-gradient",
+        "with torch.no_grad():",
+    ),
+    "layers in a list": (
+        "classic",
+        (("self.fc1 = nn.Linear(64, 40)", "self.fc1 = [nn.Linear(64, 40)]"), ("self.fc1(x)", "self.fc1[0](x)")),
+        "unregistered-layers",
+        "self.fc1 = [",
+    ),
+    "layers in a closure": (
+        "classic",
+        (("self.fc1 = nn.Linear(64, 40)", "body = nn.Linear(64, 40)\n        self.fc1 = lambda v: body(v)"),),
+        "unregistered-layers",
+        "self.fc1 = lambda",
+    ),
+    "sigma on the mean": ("classic", (("mu + eps * std", "mu * std + eps"),), "noise-scale", "return mu * std + eps"),
+    "log-variance as log-precision": (
+        "classic",
+        ((EXP, "torch.exp(-0.5 * logvar)"),),
+        "log-variance-scale",
+        "std =",
+    ),
+    "relu on the mean": (
+        "classic",
+        (("return self.fc21(h1),", "return F.relu(self.fc21(h1)),"),),
+        "latent-range",
+        "return F.relu(self.fc21(h1))",
+    ),
+    "relu on the log-variance": (
+        "classic",
+        (("self.fc22(h1)\n", "F.relu(self.fc22(h1))\n"),),
+        "latent-range",
+        "F.relu(self.fc22(h1))",
+    ),
     "tanh on the mean": (
         "classic",
         (("return self.fc21(h1),", "return torch.tanh(self.fc21(h1)),"),),
@@ -308,6 +387,16 @@ WRITTEN_OUT: dict[str, tuple[str, tuple[str, str], str, str]] = {
     "half": ("classic", (EXP, "torch.exp(logvar)"), "log-variance-scale", f"write  std = {EXP}"),
     "rsample": ("convolutions", ("q.rsample()", "q.sample()"), "no-gradient", "write  z = q.rsample()"),
     "sum": ("classic", ('reduction="sum"', 'reduction="mean"'), "effective-beta", 'x.view(-1, 64), reduction="sum")'),
+    "one draw": ("classic", (RAND[0], "torch.randn(8)"), "shared-noise", "write  eps = torch.randn_like(std)"),
+    "centered": ("classic", (RAND[0], "2 * torch.rand_like(std) - 1"), "uniform-noise", "neither shift nor stretch it"),
+    "precision": ("classic", (EXP, "torch.exp(-0.5 * logvar)"), "log-variance-scale", f"write  std = {EXP}"),
+    "in the decoder": ("classic", ("fc3(z)", "fc3(z.detach())"), "no-gradient", "write  h3 = F.relu(self.fc3(z))"),
+    "relu at the end": (
+        "classic",
+        ("torch.sigmoid(self.fc4(h3))", "F.relu(self.fc4(h3))"),
+        "logits-as-probabilities",
+        "put a sigmoid in the place of the ReLU  (there stands: return F.relu(self.fc4(h3)))",
+    ),
     "sign": ("classic", ("KLD = -0.5", "KLD = 0.5"), "kl-sign", "write  KLD = -0.5 * torch.sum(1 + logvar"),
     "logits": (
         "by-hand",
@@ -322,6 +411,46 @@ WRITTEN_OUT: dict[str, tuple[str, tuple[str, str], str, str]] = {
 def test_the_line_to_change_is_written_out(what: str, examine: Examine) -> None:
     style, change, name, remedy = WRITTEN_OUT[what]
     assert remedy in examine(style, change)[name].remedy
+
+
+def test_an_end_with_a_relu_is_called_so_by_all_findings(examine: Examine) -> None:
+    found = examine("classic", ("torch.sigmoid(self.fc4(h3))", "F.relu(self.fc4(h3))"))
+    assert [finding.name for finding in found.alarms] == ["logits-as-probabilities", "output-range"]
+    assert all("a ReLU" in finding.cause and "no activation" not in finding.cause for finding in found.alarms)
+
+
+def test_a_decoder_that_is_not_given_z_is_named_with_its_line(examine: Examine, tmp_path: Path) -> None:
+    found = examine("classic", ("self.fc3(z)", "self.fc3(torch.zeros_like(z))"))
+    assert names(found) == ["no-gradient", "no-noise"]
+    assert {text_at(tmp_path, one.evidence["line"]) for one in found.alarms} == {
+        "h3 = F.relu(self.fc3(torch.zeros_like(z)))"
+    }
+
+
+MEAN_KL = "-0.5 * torch.sum", "-0.5 * torch.mean"
+REPAIRED: dict[str, tuple[str, Changes]] = {
+    "both means": ("classic", (('reduction="sum"', 'reduction="mean"'), MEAN_KL)),
+    "kl mean": ("classic", (MEAN_KL,)),
+    "kl mean over latents": ("sequential", (("- 1 - lv).sum(1)", "- 1 - lv).mean(1)"),)),
+    "pixel mean": ("sequential", ((".flatten(1).sum(1)", ".flatten(1).mean(1)"),)),
+    "vector": ("classic", (('reduction="sum"', 'reduction="none"'),)),
+    "rand": ("classic", (RAND,)),
+    "one draw": ("classic", ((RAND[0], "torch.randn(8)"),)),
+    "list": ("classic", (("self.fc1 = nn.Linear(64, 40)", "self.fc1 = [nn.Linear(64, 40)]"), ("fc1(x)", "fc1[0](x)"))),
+    "detach": ("classic", (("self.fc3(z)", "self.fc3(z.detach())"),)),
+}
+
+
+@pytest.mark.parametrize("what", REPAIRED)
+def test_what_is_told_to_write_repairs_the_model(what: str, examine: Examine, tmp_path: Path) -> None:
+    style, changes = REPAIRED[what]
+    sick = examine(style, *changes)
+    assert len(sick.alarms) == 1
+    more: list[tuple[str, str]] = []
+    for told in sick.alarms[0].remedy.replace("\nand ", "\n").splitlines():
+        place, _, new = told.partition(": write  ")
+        more.append((text_at(tmp_path, place), new))
+    assert names(examine(style, *changes, *more)) == []
 
 
 # -- mistakes in the loss ------------------------------------------------------------------------------------------
@@ -428,6 +557,59 @@ SICK_LOSSES: dict[str, tuple[str, Changes, list[str], float | None]] = {
 }  # fmt: skip
 
 
+LOSS_LINES: dict[str, tuple[str, Changes, str, str]] = {
+    "kl mean": ("classic", (MEAN_KL,), "effective-beta", "KLD = -0.5 * torch.mean"),
+    "kl mean over latents": ("sequential", (("- 1 - lv).sum(1)", "- 1 - lv).mean(1)"),), "effective-beta", "kl ="),
+    "kl over the batch twice": (
+        "listed",
+        (("recons_loss + kld_loss,", "recons_loss + kld_loss / len(mu),"),),
+        "effective-beta",
+        "kld_loss = torch.mean",
+    ),
+    "a factor": ("classic", (("BCE + KLD", "BCE + 0.00025 * KLD"),), "effective-beta", "return BCE + 0.00025 * KLD"),
+    "a factor of the other": ("classic", (("BCE + KLD", "10 * BCE + KLD"),), "effective-beta", "return 10 * BCE"),
+    "no kl": ("classic", (("BCE + KLD", "BCE"),), "no-kl", "return BCE"),
+    "no reduction": ("classic", (('reduction="sum"', 'reduction="none"'),), "vector-loss", "BCE ="),
+    "a sum too few": ("sequential", ((".flatten(1).sum(1)", ".flatten(1).sum(1, keepdim=True)"),
+                                     ("(rec + kl).mean()", "rec + kl")), "vector-loss", "return rec + kl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LOSS_LINES)
+def test_a_mistake_in_the_loss_is_named_with_its_line(what: str, examine: Examine, tmp_path: Path) -> None:
+    style, changes, name, line = LOSS_LINES[what]
+    found = examine(style, *changes)
+    assert names(found) == [name], str(found)
+    assert line in text_at(tmp_path, found[name].evidence["line"]), str(found)
+
+
+def test_the_half_of_the_kl_is_not_taken_for_its_weight(examine: Examine) -> None:
+    found = examine(
+        "sequential", ("0.5 * (lv.exp()", "0.5 * (0.5 * lv.exp()"), ("m**2 - 1 - lv)", "0.5 * m**2 - lv / 2)")
+    )
+    assert found["effective-beta"].evidence["beta"] == pytest.approx(0.5, rel=1e-3)
+    assert found["effective-beta"].evidence["line"] == ""
+
+
+def test_a_loss_of_each_example_is_left_alone(examine: Examine) -> None:
+    assert names(examine("sequential", ("(rec + kl).mean()", "rec + kl"))) == []
+
+
+def test_a_sum_that_needs_a_mean_over_examples_is_told_so(examine: Examine) -> None:
+    found = examine("sequential", ('reduction="none").flatten(1).sum(1)', 'reduction="mean")'))
+    remedy = found["effective-beta"].remedy
+    assert "sum over the pixels, and take the mean over the examples alone  (there stands: rec =" in remedy
+
+
+def test_a_standard_deviation_that_is_fitted_to_the_errors_is_no_logarithm_of_zero(examine: Examine) -> None:
+    error = "((x - recon) ** 2)"
+    found = examine("convolutions", (
+        "rec = ((recon - x) ** 2).sum() / (2 * 0.15**2)",
+        f"s = {error}.mean().sqrt().log()\n    rec = ({error} / (2 * s).exp() / 2 + s).sum()",
+    ))  # fmt: skip
+    assert names(found) == [], str(found)
+
+
 @pytest.mark.parametrize("what", SICK_LOSSES)
 def test_a_mistake_in_the_loss_is_named(what: str, examine: Examine) -> None:
     style, changes, expected, number = SICK_LOSSES[what]
@@ -499,6 +681,11 @@ def test_a_loss_is_taken_apart(loss: Any, distance: str, weight: float, kl: str,
 REFUSED: dict[str, tuple[Changes, str]] = {
     "arguments": ((("def __init__(self):", "def __init__(self, width):"),), "VAE wants width; add a function without"),
     "other data": ((("64", "784"),), "does not take examples of shape \\[1, 8, 8\\]"),
+    "a shape inside": ((("self.fc22 = nn.Linear(40, 8)", "self.fc22 = nn.Linear(40, 7)"),),
+                       r"VAE: forward failed at classic_\w+.py:\d+ with RuntimeError: The size of tensor a"),
+    "a name": ((("self.fc1(x)", "self.fc1(y)"),), r"VAE: forward failed at classic_\w+.py:\d+ with NameError"),
+    "two outputs": ((("return self.decode(z), mu, logvar", "return self.decode(z), mu"),),
+                    r"return \(reconstruction, mean, log-variance\)"),
     "no latents": ((("return self.decode(z), mu, logvar", "return self.decode(z)"),), "no reconstruction of shape"),
     "z alone": (
         (("return self.decode(z), mu, logvar", "return self.decode(z), z, 2 * z"),),
@@ -506,7 +693,7 @@ REFUSED: dict[str, tuple[Changes, str]] = {
     ),
     "no model": ((("class VAE", "class Other"),), "has no VAE; it has Other, loss"),
     "an error": ((("class VAE", "1 / 0\n\n\nclass VAE"),), "ZeroDivisionError: division by zero; can it be imported"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from vaelab.data import Dataset
-from vaelab.diagnosis import foreign_forward, foreign_loss, foreign_ranges, foreign_scales, model_file
+from vaelab.diagnosis import foreign_forward, foreign_loss, foreign_ranges, foreign_scales, foreign_weights, model_file
 from vaelab.diagnosis.findings import Finding, ordered
 from vaelab.diagnosis.loss_terms import Loss, LossTerms, take_apart
 from vaelab.diagnosis.patient import Failure, Patient
@@ -23,7 +23,8 @@ OF_FORWARD: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     foreign_forward.noise,
     foreign_forward.log_variance,
     foreign_forward.swapped,
-    foreign_forward.gradient,
+    foreign_weights.unregistered,
+    foreign_weights.gradient,
     foreign_ranges.latents,
     foreign_ranges.reconstruction,
 )
@@ -39,6 +40,7 @@ OF_LOSS: tuple[Callable[[Patient, LossTerms], Iterator[Finding]], ...] = (
 
 ILLNESSES = (
     *foreign_forward.ILLNESSES,
+    *foreign_weights.ILLNESSES,
     *foreign_ranges.ILLNESSES,
     *foreign_loss.ILLNESSES,
     *foreign_scales.ILLNESSES,

@@ -1,24 +1,24 @@
-"""Checks of what forward does: outputs, noise, the use of the log-variance, and gradients."""
+"""Checks of what forward does: outputs, noise, and the use of the log-variance."""
 
 import re
 from collections.abc import Iterator
 
-from torch import Tensor, nn
-
 from vaelab.diagnosis.findings import Finding, Illness
+from vaelab.diagnosis.foreign_paths import after, before, makes, meeting, takes, twin
 from vaelab.diagnosis.model_file import change, leave, line_of
 from vaelab.diagnosis.patient import RIGHT_KL, Patient
-from vaelab.diagnosis.reading import READINGS, Noise, gradients, meant, moved, words
-from vaelab.diagnosis.tracing import Call, Tracer
+from vaelab.diagnosis.reading import READINGS, Noise, meant, moved, words
+from vaelab.diagnosis.tracing import Call
 
 MOMENT = 0.1  # mean and standard deviation of the noise are exact, up to a fit whose spread is a hundredth
-EXPLICIT = "z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)"
+EXPLICIT = "z = mean + exp(0.5 · log-variance) · noise"
 FORMULA = {
     "log-variance": "torch.exp(0.5 * s)",
     "log-standard-deviation": "torch.exp(s)",
     "standard-deviation": "s",
     "variance": "torch.sqrt(s)",
     "softplus": "F.softplus(s)",
+    "log-precision": "torch.exp(-0.5 * s)",
 }
 """σ from s, in code, by what s is read as."""
 
@@ -40,7 +40,7 @@ ILLNESSES = (
         "noise-scale",
         "noise that is shifted or stretched",
         f"error: the mean of ε is off 0, or its standard deviation off 1, by more than {MOMENT}; both are found to"
-        " 0.01",
+        " 0.01; or σ multiplies the mean in place of ε",
     ),
     Illness(
         "shared-noise",
@@ -59,12 +59,6 @@ ILLNESSES = (
         "error: the output of one's name does the work of the other; or the KL takes one for the other",
     ),
     Illness("same-output", "one layer for mean and log-variance", "error: the two are equal, up to 1e-5"),
-    Illness(
-        "no-gradient",
-        "gradients that do not reach the encoder",
-        "error: the reconstruction has no gradient to what makes mean or log-variance, or the loss has none to "
-        "its arguments",
-    ),
 )
 
 
@@ -112,7 +106,7 @@ def noise(p: Patient) -> Iterator[Finding]:
     noise = p.reading.noise
     draw = noise.draws[0].call if noise.draws else None
     if not noise.reaches:
-        yield _no_noise(draw)
+        yield _no_noise(p, draw)
     elif draw is None:
         yield Finding(
             "noise-unseen",
@@ -121,13 +115,34 @@ def noise(p: Patient) -> Iterator[Finding]:
             "from elsewhere and was not examined.",
             remedy="Draw it with torch.randn_like(mean).",
         )
+    elif noise.beside:
+        drawn = twin(p.seen.calls, draw)
+        call = meeting(p.seen.calls, [drawn.output], [p.mean.tensor]) if drawn else None
+        yield Finding(
+            "noise-scale",
+            "error",
+            "The noise is added as it is drawn, and σ multiplies the mean: z = mean · σ + noise.",
+            {"kind": noise.draws[0].kind} | _at(call),
+            "mean and noise are exchanged where z is made",
+            change(call, leave, f"make  {EXPLICIT}"),
+        )
     else:
         yield from _moments(noise, draw)
         if noise.shared:
-            yield _shared(noise, draw, wanted=p.batch * p.latents)
+            yield _shared(p, draw, wanted=p.batch * p.latents)
 
 
-def _no_noise(draw: Call | None) -> Finding:
+def _no_noise(p: Patient, draw: Call | None) -> Finding:
+    lost = _thrown_away(p, draw) if draw else None
+    if draw and lost:
+        return Finding(
+            "no-noise",
+            "error",
+            "The reconstruction is the same at every call: noise is drawn, and never reaches the decoder.",
+            {"draws": 1} | _at(lost),
+            f"{lost.name} makes a tensor that holds nothing of z",
+            change(lost, leave, "give the decoder z itself"),
+        )
     why = "noise is drawn, and never reaches the decoder" if draw else "no noise is drawn"
     return Finding(
         "no-noise",
@@ -137,6 +152,14 @@ def _no_noise(draw: Call | None) -> Finding:
         "the mean is decoded in place of a random z; or the noise is added only in model.eval()",
         f"Decode  {EXPLICIT}" + (f"  (the noise is drawn in {line_of(draw)})" if draw else ""),
     )
+
+
+def _thrown_away(p: Patient, draw: Call) -> Call | None:
+    """What takes something made of the noise, and gives the reconstruction a tensor of its shape alone."""
+    drawn = twin(p.seen.calls, draw)
+    noisy = after(p.seen.calls, [drawn.output] if drawn else [])
+    path = before(p.seen.calls, [p.reconstruction.tensor])
+    return next((call for call in path if makes(call) and takes(call, noisy)), None)
 
 
 def _at(call: Call | None) -> dict[str, str]:
@@ -155,7 +178,11 @@ def _moments(noise: Noise, draw: Call) -> Iterator[Finding]:
             "mean 0 and standard deviation 1.",
             evidence | {"mean": mean, "standard_deviation": stddev},
             "rand in place of randn: the decoder learns other z than the prior N(0, 1) will give it",
-            change(draw, _to_normal, "draw the noise with torch.randn_like"),
+            change(
+                draw,
+                _to_normal if _is_as_drawn(mean, stddev) else leave,
+                "draw the noise with randn_like, and neither shift nor stretch it",
+            ),
         )
         return
     mean, stddev = noise.mean or 0.0, 1.0 if noise.stddev is None else noise.stddev
@@ -171,16 +198,24 @@ def _moments(noise: Noise, draw: Call) -> Iterator[Finding]:
         )
 
 
-def _shared(noise: Noise, draw: Call, wanted: int) -> Finding:
-    drawn = noise.draws[0].values.numel()
+def _is_as_drawn(mean: float, stddev: float) -> bool:
+    """Whether these are the moments of a uniform draw itself, so that a normal one can take its place as it is."""
+    return abs(mean - 0.5) < MOMENT / 2 and abs(stddev - 12**-0.5) < MOMENT / 2
+
+
+def _shared(p: Patient, draw: Call, wanted: int) -> Finding:
+    drawn = p.reading.noise.draws[0].values.numel()
+    shape = p.mean.tensor.shape
+    like = next((name for name, own in reversed(draw.like.items()) if own == shape and name.isidentifier()), None)
+    found = r"\brandn\([^()]*(\([^()]*\))?[^()]*\)"
     return Finding(
         "shared-noise",
         "error",
         f"{drawn} random numbers are drawn for a batch that needs {wanted:,}: examples or latents share their noise.",
         {"drawn": drawn, "wanted": wanted} | _at(draw),
         "noise of another shape than the mean; torch stretches it silently (broadcasting)",
-        change(draw, lambda text: re.sub(r"torch\.randn\([^()]*(\([^()]*\))?[^()]*\)", "torch.randn_like(mean)", text),
-               "use torch.randn_like(mean)"),
+        change(draw, (lambda text: re.sub(found, f"randn_like({like})", text)) if like else leave,
+               f"draw noise of the mean's shape, {[*shape]} here"),
     )  # fmt: skip
 
 
@@ -201,7 +236,8 @@ def log_variance(p: Patient) -> Iterator[Finding]:
     wanted = taken or "log-variance"
     call = p.where_sigma_is_made()
     by = "the KL in the loss takes it for" if taken else "the loss is given it as"
-    halve = reading == "log-standard-deviation" and wanted == "log-variance"
+    exact = {"log-standard-deviation": _halved, "log-precision": _turned}
+    rewrite = exact.get(reading, leave) if wanted == "log-variance" else leave
     yield Finding(
         "log-variance-scale",
         "error",
@@ -210,7 +246,7 @@ def log_variance(p: Patient) -> Iterator[Finding]:
         {"used_as": reading, "expected": wanted, "line": line_of(call)},
         "log-variance, variance and standard deviation are mixed up: z is drawn from another distribution than the KL "
         "is of",
-        change(call, _halved if halve else leave, f"write σ = {FORMULA[wanted]}, s being {p.spread.name or 'it'}")
+        change(call, rewrite, f"write σ = {FORMULA[wanted]}, s being {p.spread.name or 'it'}")
         + (f"\nor, in the loss,  {RIGHT_KL[reading]}" if taken else ""),
     )  # fmt: skip
 
@@ -235,6 +271,10 @@ def _halved(text: str) -> str:
     return re.sub(r"(?<![\w.(])([A-Za-z_]\w*)\.exp\(\)", r"(0.5 * \1).exp()", text)
 
 
+def _turned(text: str) -> str:
+    return re.sub(r"exp\(\s*-\s*", "exp(", text)
+
+
 def swapped(p: Patient) -> Iterator[Finding]:
     """Are mean and log-variance two things, each at its place?"""
     call = p.where_sigma_is_made()
@@ -257,48 +297,3 @@ def swapped(p: Patient) -> Iterator[Finding]:
             "arguments or results in another order than their names say",
             "Exchange the two where z is drawn" + (f" ({line_of(call)})." if call else "."),
         )
-
-
-# -- gradients -----------------------------------------------------------------------------------------------------
-
-
-def gradient(p: Patient) -> Iterator[Finding]:
-    """Do gradients of the reconstruction reach the weights that make mean and log-variance?"""
-    seen = Tracer()
-    found = p.subject.run(seen)
-    weights = list(p.subject.last.parameters())
-    reached, of_mean, of_spread = (_with_gradient(one, weights) for one in p.reading.pick(found))
-    lost = [name for name, own in (("mean", of_mean - of_spread or of_mean), ("log-variance", of_spread - of_mean))
-            if own and not own & reached and not (name == "log-variance" and not p.reading.noise.reaches)]  # fmt: skip
-    detached = [name for name, own in (("mean", of_mean), ("log-variance", of_spread)) if not own]
-    if not lost and not detached:
-        return
-    what, encoder = " and ".join(detached or lost), of_mean | of_spread
-    if detached:
-        message = f"The {what} comes out of forward cut off from the weights: no gradient flows back through it."
-    elif not encoder & reached:
-        message = (
-            f"The reconstruction passes no gradient to the weights that make the {what}: 0 of {len(encoder)} weight "
-            "tensors of the encoder are reached. It cannot learn to help the decoder."
-        )
-    else:
-        message = f"The reconstruction passes no gradient to the weights that make the {what} alone."
-    call = seen.break_of_gradient()
-    yield Finding(
-        "no-gradient",
-        "error",
-        message,
-        {"lost": detached or lost, "line": line_of(call), "call": call.name if call else ""},
-        "a draw that gradients cannot pass (sample, torch.normal), or detach, .data, no_grad on the way",
-        change(call, _reparameterized, f"write  {EXPLICIT}"),
-    )
-
-
-def _with_gradient(output: Tensor, weights: list[nn.Parameter]) -> set[int]:
-    """Numbers of the weights to which a random projection of the output has a gradient."""
-    return {number for number, grad in enumerate(gradients(output, [*weights])) if grad is not None}
-
-
-def _reparameterized(text: str) -> str:
-    text = text.replace(".sample()", ".rsample()").replace(".detach()", "")
-    return re.sub(r"torch\.normal\(\s*(\w+)\s*,\s*(\w+)\s*\)", r"\1 + \2 * torch.randn_like(\2)", text)

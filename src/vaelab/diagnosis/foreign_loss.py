@@ -1,16 +1,19 @@
 """Checks of a foreign loss: whether it works, what its reconstruction term is, and what its KL is."""
 
 import inspect
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign_ranges import double_sigmoid
 from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS
 from vaelab.diagnosis.loss_terms import Kl, LossTerms
-from vaelab.diagnosis.model_file import change, leave, line_of, text_of
+from vaelab.diagnosis.model_file import change, leave, line_of, line_with, text_of
 from vaelab.diagnosis.patient import RIGHT_KL, Failure, Patient
 from vaelab.diagnosis.reading import words
 from vaelab.diagnosis.tracing import Call
@@ -19,6 +22,7 @@ WITH_LOGITS = "use F.binary_cross_entropy_with_logits, or end the decoder with a
 
 ILLNESSES = (
     Illness("loss-fails", "a loss that raises an error", "error"),
+    Illness("vector-loss", "a loss that is not one number", "error: it has other axes than the examples"),
     Illness("broadcast", "shapes that torch stretches silently", "error: the loss changes when both have one shape"),
     Illness(
         "undefined-loss",
@@ -103,6 +107,8 @@ def failed(p: Patient, failure: Failure) -> Finding:
 def value(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     """Does it compare each example with its own reconstruction, and is it finite?"""
     call = term_call(loss)
+    if loss.is_vector:
+        yield _vector(loss)
     if loss.broadcasts:
         shapes = list(p.reconstruction.tensor.shape), list(p.subject.x.shape)
         yield Finding(
@@ -125,6 +131,31 @@ def value(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             "0 times the logarithm of 0",
             change(call, leave, "use F.binary_cross_entropy_with_logits on outputs without a sigmoid"),
         )
+
+
+def _returned(loss: LossTerms) -> tuple[str, str]:
+    """The last line of the loss that returns something: place and text."""
+    function = type(loss.function).forward if isinstance(loss.function, nn.Module) else loss.function
+    return line_with(function, "return ")
+
+
+def _vector(loss: LossTerms) -> Finding:
+    unreduced = [call for call in loss.tracer.calls if call.kwargs.get("reduction") == "none"]
+    same = [call for call in unreduced if [*call.output.shape] == loss.shape]
+    call = same[0] if len(same) == 1 else None
+    where, text = _returned(loss)
+    return Finding(
+        "vector-loss",
+        "error",
+        f"The loss is no single number, but a tensor of shape {loss.shape}: backward() raises an error.",
+        {"shape": loss.shape, "line": line_of(call) or where},
+        "one term is not summed: reduction='none', or a sum that was forgotten",
+        change(call, lambda text: re.sub(r"reduction\s*=\s*(['\"])none\1", r"reduction=\1sum\1", text), "sum it")
+        if call
+        else f"{where}: sum what is returned  (there stands: {text})"
+        if where
+        else "Sum each term over pixels, latents and examples.",
+    )
 
 
 def gradient(p: Patient, loss: LossTerms) -> Iterator[Finding]:
@@ -222,15 +253,17 @@ def _span(p: Patient) -> str:
 
 
 def _logits(p: Patient, message: str, evidence: dict[str, Any], call: Call | None) -> Finding:
-    tanh = p.bounds == (-1.0, 1.0)
+    kind = {(-1.0, 1.0): "tanh", (0.0, math.inf): "ReLU"}.get(p.bounds or (0, 0), "")
+    where, text = p.activation(p.reconstruction, kind.lower()) if kind else ("", "")
+    at = f"{where}: put a sigmoid in the place of the {kind}  (there stands: {text})"
     return Finding(
         "logits-as-probabilities",
         "error",
         message,
-        evidence,
-        f"the decoder ends with {'a tanh' if tanh else 'no activation'}, where a sigmoid is expected",
-        "End the decoder with a sigmoid."
-        if tanh
+        evidence | ({"line": where} if where else {}),
+        f"the decoder ends with {f'a {kind}' if kind else 'no activation'}, where a sigmoid is expected",
+        (at if where else "End the decoder with a sigmoid.")
+        if kind
         else change(
             call, lambda text: re.sub(r"binary_cross_entropy\(", "binary_cross_entropy_with_logits(", text), WITH_LOGITS
         ),
@@ -253,14 +286,16 @@ def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             remedy=f"Compare it with  {RIGHT_KL['log-variance']}",
         )
     elif loss.kl.is_none:
+        where, text = _returned(loss)
         yield Finding(
             "no-kl",
             "error",
             "The loss does not change with mean and log-variance: it has no KL. This trains an autoencoder, whose "
             "samples from the prior look like nothing.",
-            {},
+            {"line": where},
             "the KL is left out or multiplied by 0; or the loss returns several numbers, the total not first",
-            f"Add  {RIGHT_KL['log-variance']}",
+            (f"{where}: add a KL term to what is returned  (there stands: {text})\n" if where else "Add a KL term, ")
+            + RIGHT_KL["log-variance"],
         )
     elif loss.kl.reading and loss.kl.weight < 0:
         yield Finding(

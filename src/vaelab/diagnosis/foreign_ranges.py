@@ -10,7 +10,7 @@ from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.patient import EDGE, Patient
 
 DOUBLE = (0.5, 1 / (1 + math.exp(-1)))  # where two sigmoids end: between σ(0) and σ(1)
-ACTIVATIONS = ("relu", "ReLU", "sigmoid", "Sigmoid", "tanh", "Tanh", "softplus", "Softplus")
+ACTIVATIONS = ("relu", "sigmoid", "tanh", "softplus")
 
 ILLNESSES = (
     Illness(
@@ -45,16 +45,17 @@ def latents(p: Patient) -> Iterator[Finding]:
             kind, bounds = "tanh", "[−1, 1]"
         else:
             continue
-        where, text = p.source_line(*{"sigmoid": ("igmoid",), "tanh": ("anh",)}.get(kind, ("elu", "ELU", "oftplus")))
+        where, text = p.activation(p.mean if name == "mean" else p.spread, *ACTIVATIONS)
         yield Finding(
             "latent-range",
             "warning",
             f"The {shown} goes through a {kind}: it stays in {bounds} whatever the weights, "
             + ("while z must be able to be any number." if name == "mean" else "so that σ is at least 1."),
-            {"output": shown, "low": low, "high": high},
+            {"output": shown, "low": low, "high": high, "line": where},
             "an activation after the last layer of the encoder",
-            "Leave the last layer of the encoder linear"
-            + (f"; {where} is the last line with an activation:  {text}" if where else "."),
+            f"{where}: leave out the activation  (there stands: {text})"
+            if where
+            else "Leave the last layer of the encoder linear.",
         )
 
 
@@ -73,7 +74,7 @@ def reconstruction(p: Patient) -> Iterator[Finding]:
             "The outputs of each example sum to 1: no picture can be bright in many pixels.",
             evidence,
             "a softmax over the pixels",
-            "Use a sigmoid in its place" + _told(p.source_line("oftmax")),
+            "Use a sigmoid in its place" + _told(p.activation(p.reconstruction, "softmax")),
         )
     elif p.bounds is not None:
         yield from _against_data(p, p.bounds, evidence)
@@ -95,7 +96,7 @@ def _against_data(p: Patient, bounds: tuple[float, float], evidence: dict[str, A
             evidence,
             "the decoder's last activation does not suit the data, or the data are scaled otherwise than it expects",
             "Scale the data to the outputs' range, or leave the decoder's last layer linear"
-            + _told(p.source_line(*ACTIVATIONS)),
+            + _told(p.activation(p.reconstruction, *ACTIVATIONS)),
         )
         return
     kind = "tanh" if bounds[0] == -1 else "ReLU" if bounds[1] == math.inf else ""
@@ -108,7 +109,7 @@ def _against_data(p: Patient, bounds: tuple[float, float], evidence: dict[str, A
             f"a {kind} at the end of the decoder"
             + (": where its input is below 0 a pixel is 0 and passes no gradient" if kind == "ReLU" else ""),
             "End the decoder with a sigmoid for data in [0, 1], or with no activation"
-            + _told(p.source_line("anh") if kind == "tanh" else p.source_line("relu", "ReLU")),
+            + _told(p.activation(p.reconstruction, kind.lower())),
         )
 
 

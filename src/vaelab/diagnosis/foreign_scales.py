@@ -3,11 +3,13 @@
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
 from vaelab.diagnosis.findings import Finding, Illness, Severity
 from vaelab.diagnosis.foreign_loss import kl_call, term_call
+from vaelab.diagnosis.loss_means import Mean, factor, means, summed, to_sum
 from vaelab.diagnosis.loss_terms import LossTerms
 from vaelab.diagnosis.model_file import change, leave, line_of, text_of
 from vaelab.diagnosis.patient import RIGHT_KL, Patient
@@ -42,7 +44,7 @@ ILLNESSES = (
 
 def scales(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     """What β, or σ, do its sums, means and factors make?"""
-    if loss.distance is None or not loss.ratio > 0:
+    if loss.is_vector or loss.distance is None or not loss.ratio > 0:
         return
     if "squared" in loss.distance:
         yield from _squared(p, loss)
@@ -52,8 +54,16 @@ def scales(p: Patient, loss: LossTerms) -> Iterator[Finding]:
         yield from _beta(p, loss)
 
 
-def _explained(p: Patient, loss: LossTerms) -> tuple[str, bool]:
-    """Which means make the ratio of the weights, in words; and whether there are any."""
+@dataclass
+class _Cause:
+    """What makes the ratio of the weights: in words, whether means do, and the factor that is left without them."""
+
+    words: str
+    averaged: bool
+    factor: float
+
+
+def _explained(p: Patient, loss: LossTerms) -> _Cause:
     by_batch = loss.batch[1] - loss.batch[0]
     rest = loss.ratio / p.batch**by_batch
     over_pixels, over_latents, factor = next(
@@ -65,18 +75,25 @@ def _explained(p: Patient, loss: LossTerms) -> tuple[str, bool]:
     first = [*([f"the {p.pixels:,} pixels"] if over_pixels else []), *([batch] if by_batch > 0.5 else [])]
     second = [*([f"the {p.latents} latents"] if over_latents else []), *([batch] if by_batch < -0.5 else [])]
     if not first and not second:
-        return f"a factor of {loss.ratio:.3g} between the two terms", False
+        return _Cause(f"a factor of {loss.ratio:.3g} between the two terms", False, loss.ratio)
     told = [f"the {name} is averaged over {' and '.join(over)}" if over else f"the {name} is summed"
             for name, over in (("reconstruction term", first), ("KL", second))]  # fmt: skip
-    return ", ".join(told) + ("" if factor == 1 else f", and there is a factor of {factor:.3g}"), True
+    return _Cause(", ".join(told) + ("" if factor == 1 else f", and there is a factor of {factor:.3g}"), True, factor)
 
 
-def _sum_remedy(loss: LossTerms) -> str:
-    call = loss.tracer.first("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "mean")
-    return change(
-        call,
-        lambda text: re.sub(r"reduction\s*=\s*(['\"])mean\1", r"reduction=\1sum\1", text).replace(".mean()", ".sum()"),
-        "sum over pixels and over latents (reduction='sum'); divide both terms by the number of examples, or none",
+def _to_sum(p: Patient, loss: LossTerms, cause: _Cause) -> list[Mean]:
+    """The means that must become sums; or, if the KL is averaged over the batch elsewhere, sums over pixels alone."""
+    if not cause.averaged:
+        return []
+    found = means(loss, (p.batch, p.pixels, p.latents))
+    direct = to_sum(found, loss.ratio, cause.factor)
+    partly = to_sum([one for one in found if not one.of_kl], loss.ratio, cause.factor / p.batch)
+    return direct or [replace(one, keep_batch=True) for one in partly]
+
+
+def _sum_remedy(found: list[Mean]) -> str:
+    return summed(found) or (
+        "Sum over pixels and over latents (reduction='sum'); divide both terms by the number of examples, or none"
     )
 
 
@@ -84,9 +101,8 @@ def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     beta = loss.ratio
     if abs(beta - 1) < 0.01:
         return
-    cause, averaged = _explained(p, loss)
-    call = kl_call(loss)
-    if not averaged and math.isclose(beta, 2, rel_tol=1e-3) and not _has_a_half(loss):
+    cause, call = _explained(p, loss), kl_call(loss)
+    if not cause.averaged and math.isclose(beta, 2, rel_tol=1e-3) and not _has_a_half(loss):
         yield Finding(
             "kl-formula",
             "warning",
@@ -102,15 +118,19 @@ def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     severity: Severity = "error" if loss.varies or beta >= LOST_BETA else "warning" if far else "info"
     effect = ": the latents fall silent, and all pictures look alike" if beta > FAR_BETA else ""
     effect = ": z strays from the prior, and samples look worse than reconstructions" if beta < 1 / FAR_BETA else effect
+    found = _to_sum(p, loss, cause)
+    weighed = found[0].call if found else None if cause.averaged else factor(loss)
+    unless = "the factor before the KL to 1, unless it is meant so (a β-VAE)"
     changing = f" at a batch of {p.batch}, and changes with the batch size" if loss.varies else ""
     yield Finding(
         "effective-beta",
         severity,
         f"The loss is  reconstruction term + β · KL  with β = {beta:,.4g}{changing}. A VAE has β = 1.",
         {"beta": beta, "pixels": p.pixels, "latents": p.latents, "batch": p.batch,
-         "changes_with_batch": loss.varies, "line": line_of(term_call(loss))},
-        cause + effect,
-        _sum_remedy(loss) if averaged else "Set the factor before the KL to 1, unless it is meant so (a β-VAE).",
+         "changes_with_batch": loss.varies, "line": line_of(weighed)},
+        cause.words + effect,
+        _sum_remedy(found) if cause.averaged
+        else change(weighed, leave, f"set {unless}") if weighed else f"Set {unless}.",
     )  # fmt: skip
 
 
@@ -134,7 +154,8 @@ def _squared(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     directions = min(p.latents, p.pixels)
     above = min(directions, int((eigenvalues > variance).sum()))
     wide = times > 1
-    cause, averaged = _explained(p, loss)
+    cause = _explained(p, loss)
+    found = _to_sum(p, loss, cause)
     severity: Severity = "warning" if not wide or above < directions else "info"
     if loss.varies or not above:
         severity = "error"
@@ -144,7 +165,7 @@ def _squared(p: Patient, loss: LossTerms) -> Iterator[Finding]:
         else "The KL counts next to nothing."
     )
     yield Finding(
-        "effective-beta" if loss.varies or averaged or not wide else "squared-error-without-scale",
+        "effective-beta" if loss.varies or cause.averaged or not wide else "squared-error-without-scale",
         severity,
         _stands_for("squared", f"Gaussian with standard deviation σ = {math.sqrt(variance):.3g}", loss)
         + f"but pixels vary by {math.sqrt(per_pixel):.3g} (their standard deviation). "
@@ -152,9 +173,10 @@ def _squared(p: Patient, loss: LossTerms) -> Iterator[Finding]:
         + effect,
         {"sigma": math.sqrt(variance), "pixel_stddev": math.sqrt(per_pixel), "beta_at_least": times,
          "directions_above": above, "largest_eigenvalue": float(eigenvalues[0]), "changes_with_batch": loss.varies,
-         "batch": p.batch, "line": line_of(term_call(loss))},
-        cause if averaged or not wide else "the squared error is not divided by 2σ², or is averaged over pixels",
-        _scale_remedy("squared error by 2σ²", f"σ = {math.sqrt(per_pixel) / 3:.2g}", loss, averaged),
+         "batch": p.batch, "line": _first_line(loss, found)},
+        cause.words if cause.averaged or not wide
+        else "the squared error is not divided by 2σ², or is averaged over pixels",
+        _scale_remedy("squared error by 2σ²", f"σ = {math.sqrt(per_pixel) / 3:.2g}", cause, found),
     )  # fmt: skip
 
 
@@ -164,16 +186,17 @@ def _absolute(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     times = loss.ratio / own if own else math.inf
     if loss.learned or (times <= FAR_BETA and not loss.varies):
         return
-    cause, averaged = _explained(p, loss)
+    cause = _explained(p, loss)
+    found = _to_sum(p, loss, cause)
     yield Finding(
         "effective-beta",
         "error" if loss.varies or times > LOST_BETA else "warning",
         _stands_for("absolute", f"Laplace distribution with scale b = {loss.ratio:.3g}", loss)
         + f"but pixels are {own:.3g} off their median on average. The KL counts {times:,.3g} times too much, or more.",
         {"scale": loss.ratio, "mean_absolute_deviation": own, "beta_at_least": times,
-         "changes_with_batch": loss.varies, "line": line_of(term_call(loss))},
-        cause if averaged else "the absolute error is not divided by b, or is averaged over pixels",
-        _scale_remedy("absolute error by b", f"b = {own / 3:.2g}", loss, averaged),
+         "changes_with_batch": loss.varies, "line": _first_line(loss, found)},
+        cause.words if cause.averaged else "the absolute error is not divided by b, or is averaged over pixels",
+        _scale_remedy("absolute error by b", f"b = {own / 3:.2g}", cause, found),
     )  # fmt: skip
 
 
@@ -182,9 +205,13 @@ def _stands_for(kind: str, distribution: str, loss: LossTerms) -> str:
     return f"Weighed like this, the {kind} error stands for a {distribution}{changing}, "
 
 
-def _scale_remedy(what: str, first: str, loss: LossTerms, averaged: bool) -> str:
+def _first_line(loss: LossTerms, found: list[Mean]) -> str:
+    return line_of(found[0].call if found else term_call(loss))
+
+
+def _scale_remedy(what: str, first: str, cause: _Cause, found: list[Mean]) -> str:
     first = f"the {what}: learned, or to begin with a third of what pixels vary by, {first}."
-    return f"{_sum_remedy(loss)}\nand divide {first}" if averaged else f"Divide {first}"
+    return f"{_sum_remedy(found)}\nand divide {first}" if cause.averaged else f"Divide {first}"
 
 
 def likelihood(p: Patient, loss: LossTerms) -> Iterator[Finding]:

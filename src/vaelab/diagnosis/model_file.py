@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributions, nn
 
-from vaelab.diagnosis.tracing import Call, Tracer
+from vaelab.diagnosis.tracing import Call, Tracer, raised_by
 from vaelab.errors import InputError
 
 _executed: dict[Path, ModuleType] = {}
@@ -215,12 +215,14 @@ class Subject:
         x: examples as it takes them, [B, ...].
         names: what forward's `return` lists.
         flat: whether it takes them as vectors.
+        given: the model itself, which a lambda among its attributes may call.
     """
 
     model: nn.Module
     x: Tensor
     names: list[str | None]
     flat: bool
+    given: nn.Module
 
     @property
     def title(self) -> str:
@@ -236,7 +238,7 @@ class Subject:
             scale: what its weights are multiplied by.
             signs: seed of random signs for its weights; None leaves them.
         """
-        model = copy.deepcopy(self.model).train()
+        model = _copied(self.model).train()
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
                 module.eval()
@@ -276,21 +278,51 @@ def fit(model: nn.Module, x: Tensor) -> Subject:
     if x.ndim == 4 and x.shape[1] == 1:
         ways["without channels"] = x[:, 0]
     errors: list[str] = []
+    failures: list[tuple[int, Exception]] = []
     for way, given in ways.items():
+        seen = Tracer()
         try:
-            subject = Subject(_awake(model, given), given, returned_names(model), way == "as vectors")
-            found = subject.run(Tracer())
+            awake = _awake(model, given)
+            subject = Subject(awake, given, returned_names(model), way == "as vectors", model)
+            found = subject.run(seen)
         except Exception as error:  # noqa: BLE001 - somebody's code may raise anything
             errors.append(f"given {list(given.shape)}, {told(error)}")
+            layers = sum(any(isinstance(one, nn.Parameter) for one in call.inputs) for call in seen.calls)
+            failures.append((layers, error))
             continue
         if any(len(one.tensor) == len(x) and one.tensor[0].numel() == x[0].numel() for one in found if one.tensor.ndim):
             return subject
         shapes = ", ".join(str(list(one.tensor.shape)) for one in found)
         errors.append(f"given {list(given.shape)}, it returns {shapes or 'no tensors'}: no reconstruction among them")
+    if len(failures) == len(errors):
+        _of_forward(type(model).__name__, failures)
     raise InputError(
         f"{type(model).__name__} does not take examples of shape {list(x.shape[1:])}: {errors[0]}; give --data that it "
         "was made for, or make it for these"
     )
+
+
+def _of_forward(title: str, failures: list[tuple[int, Exception]]) -> None:
+    """Say where forward failed, unless the shape of the examples is what its first layer does not take.
+
+    Args:
+        failures: for each way to give the examples, how many layers took them, and the error that came then.
+
+    Raises:
+        InputError: it failed for another reason.
+    """
+    layers, error = max(failures, key=lambda failure: failure[0])
+    if layers or not isinstance(error, RuntimeError | ValueError | IndexError):
+        call = raised_by(error)
+        where = f" at {line_of(call)}" if call else ""
+        hint = "; is --data what it was made for?" if layers and "mat1 and mat2" in str(error) else ""
+        raise InputError(f"{title}: forward failed{where} with {told(error)}{hint}") from error
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy; torch refuses it where computed tensors are attributes, as `weight_norm` has them."""
+    every = [one for module in model.modules() for one in vars(module).values() if isinstance(one, Tensor)]
+    return copy.deepcopy(model, {id(one): one.detach() for one in every if not one.is_leaf})
 
 
 def _awake(model: nn.Module, x: Tensor) -> nn.Module:
@@ -299,7 +331,7 @@ def _awake(model: nn.Module, x: Tensor) -> nn.Module:
     Lazy layers take their shapes from the examples. Matrices that begin at zero are drawn anew, for what follows them
     would look as if it were not there.
     """
-    model = copy.deepcopy(model)
+    model = _copied(model)
     if any(isinstance(one, nn.parameter.UninitializedParameter) for one in model.parameters()):
         with as_script(), torch.no_grad():
             model(x)
@@ -338,14 +370,18 @@ def leave(text: str) -> str:
     return text
 
 
-def line_with(thing: Any, *words: str) -> tuple[str, str]:
-    """Where the source of a class or function has one of these words last: (`file.py:23`, its text), or two blanks."""
+def line_with(thing: Any, *words: str, first: bool = False) -> tuple[str, str]:
+    """Where the source of a class or function has one of these words last: (`file.py:23`, its text), or two blanks.
+
+    Args:
+        first: where it has one first.
+    """
     try:
         lines, start = inspect.getsourcelines(thing)
         file = inspect.getsourcefile(thing) or ""
     except (OSError, TypeError):
         return "", ""
-    for number in reversed(range(len(lines))):
+    for number in range(len(lines)) if first else reversed(range(len(lines))):
         if any(word in lines[number].partition("#")[0] for word in words):
             return f"{Path(file).name}:{max(1, start) + number}", lines[number].strip()
     return "", ""

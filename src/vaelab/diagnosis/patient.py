@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vaelab.diagnosis.foreign_paths import last_step
 from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.model_file import Output, Subject, line_with
+from vaelab.diagnosis.model_file import Output, Subject, line_of, line_with, text_of
 from vaelab.diagnosis.reading import Reading
 from vaelab.diagnosis.tracing import Call, Tracer
 
@@ -20,6 +21,7 @@ RIGHT_KL = {
     "standard-deviation": "kl = torch.sum((std**2 + mean**2 - 1) / 2 - torch.log(std))",
     "variance": "kl = 0.5 * torch.sum(variance + mean**2 - 1 - torch.log(variance))",
     "softplus": "std = F.softplus(s); kl = torch.sum((std**2 + mean**2 - 1) / 2 - torch.log(std))",
+    "log-precision": "kl = 0.5 * torch.sum((-log_precision).exp() + mean**2 - 1 + log_precision)",
 }
 """The KL in code, by what the third output is."""
 
@@ -109,8 +111,25 @@ class Patient:
         of_spread = self.seen.first(*arithmetic, of=self.spread.tensor)
         return of_spread or self.seen.first("exp", "exp_", "sqrt", "softplus") or self.seen.first("mul", "normal")
 
-    def source_line(self, *words: str) -> tuple[str, str]:
+    def activation(self, output: Output, *names: str) -> tuple[str, str]:
+        """Where one of these activations makes an output: place and text; two blanks where that is not known.
+
+        One that is a layer stands where the layer was made, if no other line makes one.
+        """
+        call = last_step(self.seen.calls, output.tensor)
+        if call is None or call.name.rstrip("_") not in names:
+            return "", ""
+        if call.name.rstrip("_") in text_of(call):
+            return line_of(call), text_of(call)
+        layer = {"relu": "ReLU(", "sigmoid": "Sigmoid(", "tanh": "Tanh(", "softplus": "Softplus("}.get(call.name, "?")
+        first, last = self.source_line(layer, first=True), self.source_line(layer)
+        return last if last[0] and first == last else (line_of(call), text_of(call))
+
+    def source_line(self, *words: str, first: bool = False) -> tuple[str, str]:
         """The last line with one of these words in the classes of the model, or in the function that makes it.
+
+        Args:
+            first: the first line, in place of the last.
 
         Returns:
             Place and text; two blanks where there is none.
@@ -118,8 +137,6 @@ class Patient:
         torch_folder = str(Path(inspect.getfile(nn.Module)).parents[2])
         kinds = {type(module): None for module in self.subject.model.modules()}
         own = [kind for kind in kinds if not str(inspect.getfile(kind)).startswith(torch_folder)]
-        for thing in [*own, self.found]:
-            where, text = line_with(thing, *words)
-            if where:
-                return where, text
-        return "", ""
+        found = [line_with(thing, *words, first=first) for thing in [*own, self.found]]
+        found = [(where, text) for where, text in found if where]
+        return found[-1 if first else 0] if found else ("", "")

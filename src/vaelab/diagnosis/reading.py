@@ -24,8 +24,9 @@ READINGS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Te
     "standard-deviation": ("s", lambda s: s, torch.ones_like),
     "variance": ("sqrt(s)", torch.sqrt, lambda s: 0.5 / s.sqrt()),
     "softplus": ("softplus(s)", torch.nn.functional.softplus, torch.sigmoid),
+    "log-precision": ("exp(-s / 2)", lambda s: (-s / 2).exp(), lambda s: 0.5 * (-s / 2).exp()),
 }
-"""What the third output can be read as: σ as a function f of it, in words; f; and f′."""
+"""What the third output can be read as: σ as a function f of it, in words; f; and |f′|."""
 FIT = 1e-2  # spread of log(ratio / f′) that still counts as the same function; a wrong one leaves 0.1 and more
 SPREAD = 0.3  # standard deviation that s must have before functions of it can be told apart
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
@@ -49,6 +50,7 @@ class Noise:
         reading: which of `READINGS` f is; None where that could not be told.
         mean, stddev: of ε, from the kind of draw and what is done to it; None where f could not be told.
         shared: whether examples share a draw.
+        beside: whether σ multiplies the mean, and not ε.
     """
 
     draws: list[Draw]
@@ -57,6 +59,7 @@ class Noise:
     mean: float | None = None
     stddev: float | None = None
     shared: bool = False
+    beside: bool = False
 
 
 @dataclass
@@ -165,7 +168,7 @@ def _by_shape(subject: Subject, found: list[Output]) -> tuple[int, list[int]]:
     shapes = ", ".join(f"{one.place}: {list(one.tensor.shape)}" for one in found)
     raise InputError(
         f"{subject.title}: forward returns {shapes or 'no tensors'}; among these are no reconstruction of shape "
-        f"{list(x.shape)} with a mean and a log-variance of one shape"
+        f"{list(x.shape)} with a mean and a log-variance of one shape; return (reconstruction, mean, log-variance)"
     )
 
 
@@ -237,7 +240,7 @@ def _measure_noise(subject: Subject, reading: Reading, of_latents: Callable[[Ten
         at_one = _ratio(subject, reading, of_latents, 1.0, scale)
         if at_one is None:
             return
-        _, s, usable = at_one
+        _, mean, s, usable = at_one
         if usable.sum() > 20 and float(s[usable].std()) > SPREAD:
             break
     else:
@@ -247,7 +250,11 @@ def _measure_noise(subject: Subject, reading: Reading, of_latents: Callable[[Ten
     if at_zero is None or at_two is None:
         return
     slope = (at_two[0] - at_zero[0]) / 2  # f′(s) times what a unit of the draw does to ε
-    usable &= at_zero[2] & at_two[2] & (slope.abs() > 1e-12)
+    usable &= at_zero[3] & at_two[3]
+    noise.beside = _is_beside(*(one[usable] for one in (at_zero[0], slope, mean)))
+    if noise.beside:
+        return
+    usable &= slope.abs() > 1e-12
     fits: dict[str, tuple[float, float]] = {}
     for name, (_, _, derivative) in READINGS.items():
         away = (slope.abs() / derivative(s)).log()[usable]
@@ -264,10 +271,20 @@ def _measure_noise(subject: Subject, reading: Reading, of_latents: Callable[[Ten
     noise.mean, noise.stddev = shift + per_draw * kind_mean, per_draw * kind_stddev
 
 
+def _is_beside(at_zero: Tensor, slope: Tensor, mean: Tensor) -> bool:
+    """Whether z = mean · exp(c s) + ε: then the ratio of the gradients is c · mean at every ε."""
+    away = mean.abs() > 0.1 * mean.abs().mean()
+    factor = (at_zero / mean)[away]
+    if len(factor) <= 20 or not factor.isfinite().all():
+        return False
+    constant_factor = float(factor.std()) < FIT * float(factor.mean().abs())
+    return constant_factor and float(slope.abs().max()) < 1e-3 * float(at_zero.abs().mean())
+
+
 def _ratio(
     subject: Subject, reading: Reading, of_latents: Callable[[Tensor], bool], value: float, scale: float
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Gradient to s over gradient to the mean; s; and where both can be relied on."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Gradient to s over gradient to the mean; mean; s; and where both can be relied on."""
     found = subject.try_run(Tracer(constant(value), of_latents), scale)
     if found is None:
         return None
@@ -278,7 +295,7 @@ def _ratio(
     to_s = torch.zeros_like(to_mean) if to_s is None else to_s
     usable = to_mean.isfinite() & to_s.isfinite() & (to_mean.abs() > 1e-4 * to_mean.abs().nan_to_num().max())
     usable &= s.abs() < 20
-    return (to_s / to_mean).detach(), s.detach(), usable
+    return (to_s / to_mean).detach(), mean.detach(), s.detach(), usable
 
 
 def _compare_stddev(reading: Reading) -> None:

@@ -3,8 +3,9 @@
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ NORMAL = {"randn", "randn_like", "normal", "normal_"}
 UNIFORM = {"rand", "rand_like", "uniform_"}
 MOMENTS = {"normal": (0.0, 1.0), "uniform": (0.5, 12**-0.5)}
 """Mean and standard deviation of a standard draw of each kind."""
-_COPIES = ("new", "size", "empty", "zeros", "ones", "rand", "__get__", "full", "argm", "is_", "_is", "expand", "broadc")
 _HIDDEN = (str(Path(torch.__file__).parent) + os.sep, str(Path(__file__).parent) + os.sep, "<")
 
 Script = Callable[[Tensor], Tensor]
@@ -24,28 +24,31 @@ Script = Callable[[Tensor], Tensor]
 
 @dataclass
 class Call:
-    """A call of torch: its name, the line of somebody's file that it came from, and what went in and came out."""
+    """A call of torch: its name, the line of somebody's file that it came from, and what went in and came out.
+
+    Attributes:
+        inputs: the tensors among the arguments.
+        breaks: whether something that has a gradient went in, and something without one came out.
+        like: the variables that hold tensors where noise was drawn, with their shapes.
+    """
 
     name: str
     file: str
     line: int
     inputs: list[Tensor]
     output: Any
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    breaks: bool = False
+    like: dict[str, torch.Size] = field(default_factory=dict[str, torch.Size])
 
-    @property
-    def breaks_gradient(self) -> bool:
-        """Whether something that has a gradient went in, and something like it without one came out.
 
-        `torch.normal` of tensors gives a tensor that claims to have one; it is zero.
-        """
-        if self.name == "normal" and any(one.requires_grad for one in self.inputs):
-            return True
-        return (
-            isinstance(self.output, Tensor)
-            and self.output.is_floating_point()
-            and not self.output.requires_grad
-            and any(one.requires_grad and one.numel() == self.output.numel() for one in self.inputs)
-        )
+def _breaks(name: str, inputs: list[Tensor], output: Any) -> bool:
+    """`torch.normal` of tensors gives a tensor that claims to have a gradient; it is zero."""
+    if not any(one.requires_grad for one in inputs):
+        return False
+    lost = isinstance(output, Tensor) and output.is_floating_point() and not output.requires_grad
+    return name == "normal" or lost
 
 
 @dataclass
@@ -82,9 +85,14 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         name: str = getattr(func, "__name__", "")
         result = func(*args, **kwargs)
-        call = Call(name, *_place(), list(_tensors([*args, *kwargs.values()])), result)
+        inputs = list(tensors_in([*args, *kwargs.values()]))
+        frame = _frame()
+        place = (frame.f_code.co_filename, frame.f_lineno) if frame else ("", 0)
+        call = Call(name, *place, inputs, result, args, kwargs, _breaks(name, inputs, result))
         self.calls.append(call)
         if name in NORMAL | UNIFORM and isinstance(result, Tensor) and self.wanted(result):
+            variables = frame.f_locals.items() if frame else ()
+            call.like = {key: one.shape for key, one in variables if isinstance(one, Tensor)}
             call.output = result = self._drawn(call, args, kwargs)
         return result
 
@@ -112,12 +120,6 @@ class Tracer(TorchFunctionMode):
             None,
         )  # fmt: skip
 
-    def break_of_gradient(self) -> Call | None:
-        """The call that most likely lost the gradient."""
-        found = [call for call in self.calls if call.breaks_gradient]
-        telling = [call for call in found if not call.name.startswith(_COPIES)]
-        return next(iter([*telling, *found]), None)
-
 
 def _location_and_width(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """What a standard draw is shifted and stretched by."""
@@ -133,12 +135,13 @@ def _location_and_width(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return low, high - low if name == "uniform_" else high
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors in lists and tuples."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
 def raised_by(error: BaseException) -> Call | None:
@@ -152,12 +155,9 @@ def raised_by(error: BaseException) -> Call | None:
     return found
 
 
-def _place() -> tuple[str, int]:
-    """File and line outside of torch and of this package that the running call came from."""
+def _frame() -> FrameType | None:
+    """The innermost frame outside of torch and of this package."""
     frame = inspect.currentframe()
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_HIDDEN):
-            return file, frame.f_lineno
+    while frame is not None and frame.f_code.co_filename.startswith(_HIDDEN):
         frame = frame.f_back
-    return "", 0
+    return frame

@@ -1,0 +1,75 @@
+"""How values flow through the calls of torch that a `Tracer` saw: what comes before a tensor, and what after it."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from vaelab.diagnosis.tracing import NORMAL, UNIFORM, Call, tensors_in
+
+_MAKES = ("new", "size", "empty", "zeros", "ones", "rand", "full", "is_", "_is", "argm")
+_SHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "chunk", "split", "__getitem__",
+           "contiguous", "unbind", "permute", "transpose", "tensor_split", "view_as", "reshape_as")  # fmt: skip
+
+
+def makes(call: Call) -> bool:
+    """Whether it makes a new tensor that no value of its inputs flows into: `zeros_like`, `randn_like`."""
+    return call.name.startswith(_MAKES)
+
+
+def after(calls: list[Call], sources: Iterable[Tensor]) -> set[int]:
+    """The ids of the sources, and of all tensors that their values flow into."""
+    found = {id(one) for one in sources}
+    for call in calls:
+        if not makes(call) and takes(call, found):
+            found |= {id(one) for one in tensors_in([call.output])}
+    return found
+
+
+def before(calls: list[Call], goals: Iterable[Tensor]) -> list[Call]:
+    """The calls whose values flow into the goals, in the order in which they were made."""
+    wanted, found = {id(one) for one in goals}, list[Call]()
+    for call in reversed(calls):
+        if any(id(one) in wanted for one in tensors_in([call.output])):
+            found.append(call)
+            if not makes(call):
+                wanted |= {id(one) for one in call.inputs}
+    return found[::-1]
+
+
+def takes(call: Call, ids: set[int]) -> bool:
+    """Whether one of these tensors goes in."""
+    return any(id(one) in ids for one in call.inputs)
+
+
+def break_of_gradient(path: list[Call], within: set[int] | None = None) -> Call | None:
+    """The call on a path that most likely lost the gradient.
+
+    Args:
+        within: ids of tensors, one of which it must take.
+    """
+    found = [call for call in path if call.breaks and not _is_noise(call) and (within is None or takes(call, within))]
+    unlikely = [call.name == "__get__" or 2 * makes(call) for call in found]  # .data may just serve to make noise
+    return found[unlikely.index(min(unlikely))] if found else None
+
+
+def _is_noise(call: Call) -> bool:
+    return call.name in (NORMAL | UNIFORM) - {"normal"}
+
+
+def meeting(calls: list[Call], one: Iterable[Tensor], other: Iterable[Tensor]) -> Call | None:
+    """The first call that brings two flows together: noise and mean, say."""
+    first, second = after(calls, one), after(calls, other)
+    return next((call for call in calls if not makes(call) and takes(call, first) and takes(call, second)), None)
+
+
+def twin(calls: list[Call], call: Call) -> Call | None:
+    """The same call in another run."""
+    return next((one for one in calls if (one.name, one.file, one.line) == (call.name, call.file, call.line)), None)
+
+
+def last_step(calls: list[Call], output: Tensor) -> Call | None:
+    """What computed the values of an output, whatever shaped them after that."""
+    for call in reversed(before(calls, [output])):
+        if call.name not in _SHAPES:
+            return call
+    return None
