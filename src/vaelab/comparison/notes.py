@@ -7,7 +7,7 @@ import numpy as np
 from vaelab.comparison.groups import Group, means_of
 from vaelab.comparison.measure import Protocol, epochs_left
 from vaelab.comparison.settings import Setting
-from vaelab.evaluation.likelihood import more_draws
+from vaelab.evaluation.likelihood import are_too_few, more_draws
 
 REASONS = (
     "they were measured on different examples",
@@ -56,9 +56,8 @@ def _few_draws(settings: Sequence[Setting], how: Protocol) -> str:
         return ""
     k = how.importance_samples
     return (
-        f"{f'{k} importance samples are' if k > 1 else '1 importance sample is'} too few for many of the examples "
-        f"({', '.join(few)}): log p(x) is rather too low there, and not by the same for all. Use "
-        f"--importance-samples {more_draws(k)}."
+        f"{are_too_few(k)} for many of the examples ({', '.join(few)}): log p(x) is rather too low there, and not by "
+        f"the same for all. Use --importance-samples {more_draws(k)}."
     )
 
 

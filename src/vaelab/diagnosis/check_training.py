@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -182,7 +182,7 @@ def over_fitting(case: Case) -> Iterator[Finding]:
     fall = case.lines[0]["validation"]["loss"] - kept
     gap, lost = kept - best["train"]["loss"], last["validation"]["loss"] - kept
     late = _has_turned(case)
-    wide = fall > 0 and gap > max(GAP * fall, _least(kept)) and not (_still_falls(case) or hardly_trained(case))
+    wide = fall > 0 and gap > max(GAP * fall, _least(kept)) and not (_fall(case).goes_on or hardly_trained(case))
     if not late and not wide:
         return
     evidence = {"best_epoch": best["epoch"], "epochs": epochs, "gap": gap, "rise": lost, "fall": fall}
@@ -257,19 +257,30 @@ def _smaller(case: Case) -> list[str]:
     return [f"network.hidden={','.join(str(max(1, width // 4)) for width in widths)}"] if widths else []
 
 
-def _fall_at_the_end(case: Case) -> tuple[int, float, float]:
-    """How many epochs are the last tenth, by how much the best loss fell in it, and by how much in all."""
+class _Fall(NamedTuple):
+    """How the best loss fell: in all, late (in the last `epochs`, a tenth of them), and to what."""
+
+    whole: float
+    late: float
+    epochs: int
+    lowest: float
+
+    @property
+    def share(self) -> float:
+        """The late part of the whole."""
+        return self.late / self.whole if self.whole > 0 else 0.0
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the late part is notable."""
+        return self.share > LATE and self.late > OVERFIT_SHARE * abs(self.lowest)
+
+
+def _fall(case: Case) -> _Fall:
     losses = [line[case.compared]["loss"] for line in case.lines]
-    tail = max(1, len(losses) // 10)
-    before, fall = min(losses[:-tail], default=math.inf), losses[0] - min(losses)
-    return tail, max(0.0, before - min(losses)) if math.isfinite(before) else 0.0, fall
-
-
-def _still_falls(case: Case) -> bool:
-    """Whether the last tenth of the epochs had a notable part in the fall of the loss."""
-    _, late, fall = _fall_at_the_end(case)
-    lowest = min(line[case.compared]["loss"] for line in case.lines)
-    return fall > 0 and late > LATE * fall and late > OVERFIT_SHARE * abs(lowest)
+    tail, lowest = max(1, len(losses) // 10), min(losses)
+    before = min(losses[:-tail], default=math.inf)
+    return _Fall(losses[0] - lowest, max(0.0, before - lowest) if math.isfinite(before) else 0.0, tail, lowest)
 
 
 def hardly_trained(case: Case) -> bool:
@@ -296,20 +307,18 @@ def _is_slow(case: Case) -> bool:
 def under_training(case: Case) -> Iterator[Finding]:
     """A loss that still falls when training ends."""
     lines = case.lines
-    if not lines or not ((slow := _still_falls(case)) or hardly_trained(case)):
+    if not lines or not ((fall := _fall(case)).goes_on or hardly_trained(case)):
         return
-    tail, late, fall = _fall_at_the_end(case)
-    share = late / fall if fall > 0 else 0.0
     steps = lines[-1]["step"]
     still = (
-        f"In the last {f'{tail} epochs' if tail > 1 else 'epoch'} of {len(lines)} the loss fell by {rounded(late)} "
-        f"nats, {share:.0%} of its whole fall: it is still improving."
+        f"In the last {f'{fall.epochs} epochs' if fall.epochs > 1 else 'epoch'} of {len(lines)} the loss fell by "
+        f"{rounded(fall.late)} nats, {fall.share:.0%} of its whole fall: it is still improving."
     )
     yield Finding(
         "under-training",
         "warning",
-        still if slow else f"The weights were updated {steps} times only.",
-        {"fall_at_the_end": late, "fall": fall, "share": share, "steps": steps, "epochs": len(lines)},
+        still if fall.goes_on else f"The weights were updated {steps} times only.",
+        {"fall_at_the_end": fall.late, "fall": fall.whole, "share": fall.share, "steps": steps, "epochs": len(lines)},
         "too low a learning rate, or too few epochs" if _is_slow(case) else "too few epochs",
         longer(case),
         curves(case, "loss", "under-training"),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_paths import after, before, makes, meeting, takes, twin
+from vaelab.diagnosis.foreign_paths import after, before, made_by, makes, meeting, takes
 from vaelab.diagnosis.model_file import change, leave, line_of
 from vaelab.diagnosis.patient import RIGHT_KL, Patient
 from vaelab.diagnosis.reading import READINGS, Noise, meant, moved, words
@@ -116,8 +116,7 @@ def noise(p: Patient) -> Iterator[Finding]:
             remedy="Draw it with torch.randn_like(mean).",
         )
     elif noise.beside:
-        drawn = twin(p.seen.calls, draw)
-        call = meeting(p.seen.calls, [drawn.output], [p.mean.tensor]) if drawn else None
+        call = meeting(p.seen.calls, made_by(p.seen.calls, draw), [p.mean.tensor])
         yield Finding(
             "noise-scale",
             "error",
@@ -156,8 +155,7 @@ def _no_noise(p: Patient, draw: Call | None) -> Finding:
 
 def _thrown_away(p: Patient, draw: Call) -> Call | None:
     """What takes something made of the noise, and gives the reconstruction a tensor of its shape alone."""
-    drawn = twin(p.seen.calls, draw)
-    noisy = after(p.seen.calls, [drawn.output] if drawn else [])
+    noisy = after(p.seen.calls, made_by(p.seen.calls, draw))
     path = before(p.seen.calls, [p.reconstruction.tensor])
     return next((call for call in path if makes(call) and takes(call, noisy)), None)
 

@@ -62,9 +62,10 @@ def meeting(calls: list[Call], one: Iterable[Tensor], other: Iterable[Tensor]) -
     return next((call for call in calls if not makes(call) and takes(call, first) and takes(call, second)), None)
 
 
-def twin(calls: list[Call], call: Call) -> Call | None:
-    """The same call in another run."""
-    return next((one for one in calls if (one.name, one.file, one.line) == (call.name, call.file, call.line)), None)
+def made_by(calls: list[Call], call: Call) -> list[Tensor]:
+    """What a call of another run gave in this one; empty where it was not made."""
+    place = (call.name, call.file, call.line)
+    return next(([*tensors_in([one.output])] for one in calls if (one.name, one.file, one.line) == place), [])
 
 
 def last_step(calls: list[Call], output: Tensor) -> Call | None:

@@ -56,17 +56,17 @@ def scales(p: Patient, loss: LossTerms) -> Iterator[Finding]:
 
 @dataclass
 class _Cause:
-    """What makes the ratio of the weights: in words, whether means do, and the factor that is left without them."""
+    """What makes the ratio of the weights: in words, whether means do, and those that must become sums."""
 
     words: str
     averaged: bool
-    factor: float
+    means: list[Mean]
 
 
 def _explained(p: Patient, loss: LossTerms) -> _Cause:
     by_batch = loss.batch[1] - loss.batch[0]
     rest = loss.ratio / p.batch**by_batch
-    over_pixels, over_latents, factor = next(
+    over_pixels, over_latents, left = next(
         ((a, b, f) for f in (1, 2, 0.5) for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))
          if math.isclose(rest, p.pixels**a / p.latents**b * f, rel_tol=1e-3)),
         (0, 0, rest),
@@ -75,24 +75,27 @@ def _explained(p: Patient, loss: LossTerms) -> _Cause:
     first = [*([f"the {p.pixels:,} pixels"] if over_pixels else []), *([batch] if by_batch > 0.5 else [])]
     second = [*([f"the {p.latents} latents"] if over_latents else []), *([batch] if by_batch < -0.5 else [])]
     if not first and not second:
-        return _Cause(f"a factor of {loss.ratio:.3g} between the two terms", False, loss.ratio)
+        return _Cause(f"a factor of {loss.ratio:.3g} between the two terms", False, [])
     told = [f"the {name} is averaged over {' and '.join(over)}" if over else f"the {name} is summed"
             for name, over in (("reconstruction term", first), ("KL", second))]  # fmt: skip
-    return _Cause(", ".join(told) + ("" if factor == 1 else f", and there is a factor of {factor:.3g}"), True, factor)
+    words = ", ".join(told) + ("" if left == 1 else f", and there is a factor of {left:.3g}")
+    return _Cause(words, True, _to_sum(p, loss, left))
 
 
-def _to_sum(p: Patient, loss: LossTerms, cause: _Cause) -> list[Mean]:
-    """The means that must become sums; or, if the KL is averaged over the batch elsewhere, sums over pixels alone."""
-    if not cause.averaged:
-        return []
+def _to_sum(p: Patient, loss: LossTerms, left: float) -> list[Mean]:
+    """The means that must become sums; or, if the KL is averaged over the batch elsewhere, sums over pixels alone.
+
+    Args:
+        left: the ratio of the weights that is left without means.
+    """
     found = means(loss, (p.batch, p.pixels, p.latents))
-    direct = to_sum(found, loss.ratio, cause.factor)
-    partly = to_sum([one for one in found if not one.of_kl], loss.ratio, cause.factor / p.batch)
+    direct = to_sum(found, loss.ratio, left)
+    partly = to_sum([one for one in found if not one.of_kl], loss.ratio, left / p.batch)
     return direct or [replace(one, keep_batch=True) for one in partly]
 
 
-def _sum_remedy(found: list[Mean]) -> str:
-    return summed(found) or (
+def _sum_remedy(cause: _Cause) -> str:
+    return summed(cause.means) or (
         "Sum over pixels and over latents (reduction='sum'); divide both terms by the number of examples, or none"
     )
 
@@ -118,8 +121,7 @@ def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     severity: Severity = "error" if loss.varies or beta >= LOST_BETA else "warning" if far else "info"
     effect = ": the latents fall silent, and all pictures look alike" if beta > FAR_BETA else ""
     effect = ": z strays from the prior, and samples look worse than reconstructions" if beta < 1 / FAR_BETA else effect
-    found = _to_sum(p, loss, cause)
-    weighed = found[0].call if found else None if cause.averaged else factor(loss)
+    weighed = cause.means[0].call if cause.means else None if cause.averaged else factor(loss)
     unless = "the factor before the KL to 1, unless it is meant so (a β-VAE)"
     changing = f" at a batch of {p.batch}, and changes with the batch size" if loss.varies else ""
     yield Finding(
@@ -129,7 +131,7 @@ def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
         {"beta": beta, "pixels": p.pixels, "latents": p.latents, "batch": p.batch,
          "changes_with_batch": loss.varies, "line": line_of(weighed)},
         cause.words + effect,
-        _sum_remedy(found) if cause.averaged
+        _sum_remedy(cause) if cause.averaged
         else change(weighed, leave, f"set {unless}") if weighed else f"Set {unless}.",
     )  # fmt: skip
 
@@ -155,7 +157,6 @@ def _squared(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     above = min(directions, int((eigenvalues > variance).sum()))
     wide = times > 1
     cause = _explained(p, loss)
-    found = _to_sum(p, loss, cause)
     severity: Severity = "warning" if not wide or above < directions else "info"
     if loss.varies or not above:
         severity = "error"
@@ -173,10 +174,10 @@ def _squared(p: Patient, loss: LossTerms) -> Iterator[Finding]:
         + effect,
         {"sigma": math.sqrt(variance), "pixel_stddev": math.sqrt(per_pixel), "beta_at_least": times,
          "directions_above": above, "largest_eigenvalue": float(eigenvalues[0]), "changes_with_batch": loss.varies,
-         "batch": p.batch, "line": _first_line(loss, found)},
+         "batch": p.batch, "line": _first_line(loss, cause)},
         cause.words if cause.averaged or not wide
         else "the squared error is not divided by 2σ², or is averaged over pixels",
-        _scale_remedy("squared error by 2σ²", f"σ = {math.sqrt(per_pixel) / 3:.2g}", cause, found),
+        _scale_remedy("squared error by 2σ²", f"σ = {math.sqrt(per_pixel) / 3:.2g}", cause),
     )  # fmt: skip
 
 
@@ -187,16 +188,15 @@ def _absolute(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     if loss.learned or (times <= FAR_BETA and not loss.varies):
         return
     cause = _explained(p, loss)
-    found = _to_sum(p, loss, cause)
     yield Finding(
         "effective-beta",
         "error" if loss.varies or times > LOST_BETA else "warning",
         _stands_for("absolute", f"Laplace distribution with scale b = {loss.ratio:.3g}", loss)
         + f"but pixels are {own:.3g} off their median on average. The KL counts {times:,.3g} times too much, or more.",
         {"scale": loss.ratio, "mean_absolute_deviation": own, "beta_at_least": times,
-         "changes_with_batch": loss.varies, "line": _first_line(loss, found)},
+         "changes_with_batch": loss.varies, "line": _first_line(loss, cause)},
         cause.words if cause.averaged else "the absolute error is not divided by b, or is averaged over pixels",
-        _scale_remedy("absolute error by b", f"b = {own / 3:.2g}", cause, found),
+        _scale_remedy("absolute error by b", f"b = {own / 3:.2g}", cause),
     )  # fmt: skip
 
 
@@ -205,13 +205,13 @@ def _stands_for(kind: str, distribution: str, loss: LossTerms) -> str:
     return f"Weighed like this, the {kind} error stands for a {distribution}{changing}, "
 
 
-def _first_line(loss: LossTerms, found: list[Mean]) -> str:
-    return line_of(found[0].call if found else term_call(loss))
+def _first_line(loss: LossTerms, cause: _Cause) -> str:
+    return line_of(cause.means[0].call if cause.means else term_call(loss))
 
 
-def _scale_remedy(what: str, first: str, cause: _Cause, found: list[Mean]) -> str:
+def _scale_remedy(what: str, first: str, cause: _Cause) -> str:
     first = f"the {what}: learned, or to begin with a third of what pixels vary by, {first}."
-    return f"{_sum_remedy(found)}\nand divide {first}" if cause.averaged else f"Divide {first}"
+    return f"{_sum_remedy(cause)}\nand divide {first}" if cause.averaged else f"Divide {first}"
 
 
 def likelihood(p: Patient, loss: LossTerms) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign_forward import EXPLICIT
-from vaelab.diagnosis.foreign_paths import after, before, break_of_gradient, meeting, twin
+from vaelab.diagnosis.foreign_paths import after, before, break_of_gradient, made_by, meeting
 from vaelab.diagnosis.model_file import Output, change, line_of
 from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import gradients
@@ -146,8 +146,7 @@ def _lost(p: Patient, seen: Tracer, found: list[Output], lost: list[str], count:
     call = break_of_gradient(before(seen.calls, [reconstruction]), after(seen.calls, sources))
     cause = "a draw that gradients cannot pass (sample, torch.normal), or detach, .data, no_grad on the way"
     if call is None and lost == ["log-variance"] and p.reading.noise.draws:
-        drawn = twin(seen.calls, p.reading.noise.draws[0].call)
-        call = meeting(seen.calls, [drawn.output], [mean]) if drawn else None
+        call = meeting(seen.calls, made_by(seen.calls, p.reading.noise.draws[0].call), [mean])
         cause = "z is made of mean and noise, without σ"
     return _finding(message, {"lost": lost}, _opening(call), cause, f"decode  {EXPLICIT}, and let gradients through it")
 

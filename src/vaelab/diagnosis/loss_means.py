@@ -5,8 +5,6 @@ import math
 import re
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from vaelab.diagnosis.foreign_paths import after, takes
 from vaelab.diagnosis.loss_terms import LossTerms
 from vaelab.diagnosis.model_file import line_of, text_of
@@ -108,11 +106,7 @@ def factor(loss: LossTerms) -> Call | None:
         for call in calls:
             wanted = ratio if call.name in _PRODUCTS else 1 / ratio if call.name in _DIVISIONS else math.nan
             numbers = [float(one) for one in call.args if isinstance(one, int | float)]
-            numbers += [float(one.detach()) for one in call.inputs if _is_number(one)]
+            numbers += [float(one.detach()) for one in call.inputs if one.ndim == 0]
             if any(math.isclose(one, wanted, rel_tol=1e-3) for one in numbers):
                 found.append(call)
     return found[0] if len({line_of(call) for call in found}) == 1 else None
-
-
-def _is_number(tensor: Tensor) -> bool:
-    return tensor.ndim == 0

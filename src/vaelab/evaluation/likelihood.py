@@ -222,14 +222,18 @@ def more_draws(importance_samples: int) -> int:
     return max(100, 10 * importance_samples)
 
 
+def are_too_few(importance_samples: int) -> str:
+    """The beginning of a sentence."""
+    return f"{importance_samples} importance {'sample is' if importance_samples == 1 else 'samples are'} too few"
+
+
 def _warning(model: Model, untrusted: float | None, importance_samples: int) -> str | None:
     """One sentence where log_px is not to be trusted."""
     if untrusted is None or untrusted <= UNTRUSTED:
         return None
     measured = f" (Pareto k above {highest_k(importance_samples):.2f})" if importance_samples >= FEWEST else ""
-    samples = "samples are" if importance_samples > 1 else "sample is"
     return (
-        f"warning: {importance_samples} importance {samples} too few for {untrusted:.0%} of the examples{measured}, "
+        f"warning: {are_too_few(importance_samples)} for {untrusted:.0%} of the examples{measured}, "
         f"so log_px is rather too low; use --importance-samples {more_draws(importance_samples)}{_other_method(model)}"
     )
 
