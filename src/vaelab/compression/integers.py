@@ -51,7 +51,12 @@ def to_integers(values: Tensor, bits: int) -> Tensor:
 
 def rescale(values: Tensor, old_bits: int, new_bits: int) -> Tensor:
     """Whole numbers at 2⁻ᵒˡᵈ as whole numbers at 2⁻ⁿᵉʷ: multiplied by a power of two, rounded, cut."""
-    return (values * 2.0 ** (new_bits - old_bits)).round_().clamp_(-limit(new_bits), limit(new_bits))
+    return rescale_(values.clone(), old_bits, new_bits)
+
+
+def rescale_(values: Tensor, old_bits: int, new_bits: int) -> Tensor:
+    """`rescale` in place: new memory costs more than the arithmetic."""
+    return values.mul_(2.0 ** (new_bits - old_bits)).round_().clamp_(-limit(new_bits), limit(new_bits))
 
 
 class Step(ABC):
@@ -80,7 +85,7 @@ class Dense(Step):
     def __call__(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):  # it would make bfloat16 of float32
             sums = torch.addmm(self.bias, x.to(self.weight.dtype), self.weight.T)
-        return rescale(sums.double(), ACTIVATION_BITS + WEIGHT_BITS, self.bits)
+        return rescale_(sums.double(), ACTIVATION_BITS + WEIGHT_BITS, self.bits)
 
 
 @dataclass
@@ -101,7 +106,7 @@ class Convolution(Step):
         ]
         columns = F.unfold(x, self.kernel, padding=self.padding, stride=self.stride)
         sums = self.weight @ columns + self.bias
-        return rescale(sums, ACTIVATION_BITS + WEIGHT_BITS, self.bits).unflatten(-1, sizes)
+        return rescale_(sums, ACTIVATION_BITS + WEIGHT_BITS, self.bits).unflatten(-1, sizes)
 
 
 @dataclass
@@ -120,7 +125,7 @@ class TransposedConvolution(Step):
         sides = zip(x.shape[-2:], self.stride, self.padding, self.kernel, self.output_padding, strict=True)
         sizes = tuple((n - 1) * s - 2 * p + k + o for n, s, p, k, o in sides)
         sums = F.fold(self.weight @ x.flatten(2), sizes, self.kernel, padding=self.padding, stride=self.stride)
-        return rescale(sums + self.bias, ACTIVATION_BITS + WEIGHT_BITS, self.bits)
+        return rescale_(sums + self.bias, ACTIVATION_BITS + WEIGHT_BITS, self.bits)
 
 
 @dataclass
@@ -194,7 +199,7 @@ def run(steps: tuple[Step, ...], x: Tensor) -> Tensor:
 
 def look_up(table: Tensor, x: Tensor) -> Tensor:
     """`table` at whole numbers x [...], counted from the middle of the table."""
-    index = (x + (len(table) // 2)).to(torch.int32)
+    index = x.to(torch.int32).add_(len(table) // 2)
     return table.index_select(0, index.flatten()).view(x.shape)
 
 
