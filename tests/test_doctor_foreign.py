@@ -183,6 +183,13 @@ LEFT_ALONE: dict[str, tuple[str, Changes]] = {
             ("    def encode(", "        nn.init.constant_(self.fc21.bias, 30.0)\n\n    def encode("),
         ),
     ),
+    "a generator of the model's own": (
+        "classic",
+        (
+            ("        self.fc1", "        self.drawing = torch.Generator().manual_seed(0)\n        self.fc1"),
+            ("torch.randn_like(std)", "torch.randn(std.shape, generator=self.drawing)"),
+        ),
+    ),
     "noise on the examples": (
         "classic",
         (("mu, logvar = self.encode(x", "mu, logvar = self.encode(0.2 * torch.randn_like(x).view(-1, 64) + x"),),
@@ -228,6 +235,18 @@ SICK_MODELS: dict[str, tuple[str, Changes, str, str]] = {
     "shifted noise": ("classic", ((RAND[0], "torch.randn_like(std) + 0.5"),), "noise-scale", "eps ="),
     "one draw for all examples": ("classic", ((RAND[0], "torch.randn(8)"),), "shared-noise", "eps ="),
     "one draw for all latents": ("classic", ((RAND[0], "torch.randn(len(std), 1)"),), "shared-noise", "eps ="),
+    "a seed in forward": (
+        "classic",
+        (("eps = ", "torch.manual_seed(0)\n        eps = "),),
+        "repeated-noise",
+        "torch.manual_seed(0)",
+    ),
+    "a generator that is made in forward": (
+        "classic",
+        ((RAND[0], "torch.randn(std.shape, generator=torch.Generator().manual_seed(1))"),),
+        "repeated-noise",
+        "eps =",
+    ),
     "no noise": ("classic", (("return mu + eps * std", "return mu"),), "no-noise", "eps ="),
     "noise in eval alone": ("given-parts", (("if not self.training", "if self.training"),), "no-noise", ""),
     "nothing drawn": ("sequential", (("torch.randn(m.shape[0], m.shape[1])", "0"),), "no-noise", ""),
@@ -367,6 +386,15 @@ def test_a_mistake_in_the_model_is_named_with_its_line(what: str, examine: Exami
 def test_a_mistake_in_the_model_is_named_without_a_loss_too(what: str, examine: Examine, tmp_path: Path) -> None:
     style, changes, *_ = SICK_MODELS[what]
     check(examine(style, *changes, loss=False), what, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("logvar", ["log-variance-scale"]), ("spread", [])])
+def test_a_standard_deviation_is_no_log_variance_if_it_is_called_so(
+    name: str, expected: list[str], examine: Examine
+) -> None:
+    changes = ("return self.decode(z), mu, logvar", f"{name} = logvar\n        return self.decode(z), mu, {name}")
+    found = examine("classic", ("self.fc22(h1)\n", "F.softplus(self.fc22(h1))\n"), (EXP, "logvar"), changes, loss=False)
+    assert names(found) == expected, str(found)
 
 
 @pytest.mark.parametrize(("scale", "shift", "seed"), [(0.5, 0.0, 0), (1.3, 0.0, 1), (1.0, 0.2, 2), (1.05, 0.05, 3)])
@@ -632,6 +660,7 @@ def test_a_kl_that_is_wrong_is_told_term_by_term(examine: Examine) -> None:
     found = examine("classic", ("- mu.pow(2)", "+ mu.pow(2)"))["kl-formula"]
     assert found.evidence["terms"] == pytest.approx({"m²": -0.5, "exp(s)": 0.5, "s": -0.5}, rel=1e-6)
     assert "This loss has −0.5 m² in place of 0.5 m²." in found.message
+    assert "write  kl = -0.5 * torch.sum(1 + logvar - mu**2 - logvar.exp())" in found.remedy
 
 
 # -- a loss, taken apart -------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def examine(found: Any, reference: str, dataset: Dataset, loss: Loss | None) -> 
     reading = read(subject)
     seen = Tracer()
     reading.outputs = subject.run(seen)
-    patient = Patient(found, subject, reading, seen, data.flatten(1))
+    patient = Patient(found, subject, reading, seen, data.flatten(1), arguments=model_file.arguments(loss))
     if loss is not None:
         _call(loss, patient)
     return ordered([*_of_forward(patient), *(foreign_loss.missing(patient) if loss is None else _of_loss(patient))])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign_paths import after, before, made_by, makes, meeting, takes
 from vaelab.diagnosis.model_file import change, leave, line_of
-from vaelab.diagnosis.patient import RIGHT_KL, Patient
+from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import READINGS, Noise, meant, moved, words
 from vaelab.diagnosis.tracing import Call
 
@@ -41,6 +41,11 @@ ILLNESSES = (
         "noise that is shifted or stretched",
         f"error: the mean of ε is off 0, or its standard deviation off 1, by more than {MOMENT}; both are found to"
         " 0.01; or σ multiplies the mean in place of ε",
+    ),
+    Illness(
+        "repeated-noise",
+        "the same noise at every call",
+        "error: a second call of the same model, after other random numbers, draws the same",
     ),
     Illness(
         "shared-noise",
@@ -127,6 +132,8 @@ def noise(p: Patient) -> Iterator[Finding]:
         )
     else:
         yield from _moments(noise, draw)
+        if noise.repeats:
+            yield _repeated(p, draw)
         if noise.shared:
             yield _shared(p, draw, wanted=p.batch * p.latents)
 
@@ -201,6 +208,19 @@ def _is_as_drawn(mean: float, stddev: float) -> bool:
     return abs(mean - 0.5) < MOMENT / 2 and abs(stddev - 12**-0.5) < MOMENT / 2
 
 
+def _repeated(p: Patient, draw: Call) -> Finding:
+    where, text = p.source_line("manual_seed")
+    return Finding(
+        "repeated-noise",
+        "error",
+        "Every call draws the same noise: the decoder learns to undo it, and never sees z vary.",
+        {"line": where or line_of(draw)},
+        "a seed that is set in forward, or a generator that is made there",
+        (f"{where}: set the seed once, before training  (there stands: {text})" if where else
+         f"{line_of(draw)}: draw with a generator that is not made anew at every call"),
+    )  # fmt: skip
+
+
 def _shared(p: Patient, draw: Call, wanted: int) -> Finding:
     drawn = p.reading.noise.draws[0].values.numel()
     shape = p.mean.tensor.shape
@@ -245,7 +265,7 @@ def log_variance(p: Patient) -> Iterator[Finding]:
         "log-variance, variance and standard deviation are mixed up: z is drawn from another distribution than the KL "
         "is of",
         change(call, rewrite, f"write σ = {FORMULA[wanted]}, s being {p.spread.name or 'it'}")
-        + (f"\nor, in the loss,  {RIGHT_KL[reading]}" if taken else ""),
+        + (f"\nor, in the loss,  {p.right_kl(reading)}" if taken else ""),
     )  # fmt: skip
 
 
@@ -257,7 +277,7 @@ def _plausible(p: Patient) -> set[str]:
     """What the third output may well be, where no loss says it: by its name, and by its range."""
     name = (p.spread.name or "").lower()
     found = {"log-variance"}
-    if p.range_of("spread")[0] >= 0:
+    if p.range_of("spread")[0] >= 0 and "log" not in name:
         found |= {"standard-deviation", "variance"}
     if re.search(r"log_?(std|sigma|scale|sd)(?!2|_?sq)", name):
         found.add("log-standard-deviation")

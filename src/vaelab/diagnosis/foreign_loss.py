@@ -14,7 +14,7 @@ from vaelab.diagnosis.foreign_ranges import double_sigmoid
 from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS
 from vaelab.diagnosis.loss_terms import Kl, LossTerms
 from vaelab.diagnosis.model_file import change, leave, line_of, line_with, text_of
-from vaelab.diagnosis.patient import RIGHT_KL, Failure, Patient
+from vaelab.diagnosis.patient import Failure, Patient
 from vaelab.diagnosis.reading import words
 from vaelab.diagnosis.tracing import Call
 
@@ -283,7 +283,7 @@ def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             "What the loss makes of mean and log-variance is no sum of the terms that KL formulas are made of; it was "
             "not examined.",
             {"line": line_of(call)},
-            remedy=f"Compare it with  {RIGHT_KL['log-variance']}",
+            remedy=f"Compare it with  {p.right_kl()}",
         )
     elif loss.kl.is_none:
         where, text = _returned(loss)
@@ -295,7 +295,7 @@ def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             {"line": where},
             "the KL is left out or multiplied by 0; or the loss returns several numbers, the total not first",
             (f"{where}: add a KL term to what is returned  (there stands: {text})\n" if where else "Add a KL term, ")
-            + RIGHT_KL["log-variance"],
+            + p.right_kl(),
         )
     elif loss.kl.reading and loss.kl.weight < 0:
         yield Finding(
@@ -304,12 +304,12 @@ def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             f"The KL enters the loss with the weight {loss.kl.weight:.3g}: training makes it as large as it can.",
             {"weight": loss.kl.weight, "line": line_of(call)},
             "a sign too many or too few",
-            change(call, _other_sign, f"change the sign: {RIGHT_KL[loss.kl.reading]}"),
+            change(call, _other_sign, f"change the sign: {p.right_kl(loss.kl.reading)}"),
         )
     elif loss.kl.reading is None:
-        yield _formula(loss.kl, call)
+        yield _formula(p, loss.kl, call)
     elif loss.kl.reading != "log-variance" and p.reading.noise.reading is None and "log" in (p.spread.name or ""):
-        yield _misread(loss.kl.reading, call)
+        yield _misread(p, loss.kl.reading, call)
 
 
 def kl_call(loss: LossTerms) -> Call | None:
@@ -323,18 +323,18 @@ def _other_sign(text: str) -> str:
     return new if new != text else re.sub(r"-\s*0\.5\s*\*", "0.5 *", text)
 
 
-def _misread(reading: str, call: Call | None) -> Finding:
+def _misread(p: Patient, reading: str, call: Call | None) -> Finding:
     return Finding(
         "kl-formula",
         "error",
         f"The KL in the loss takes the log-variance for a {reading}.",
         {"taken_for": reading, "line": line_of(call)},
         "log-variance, variance and standard deviation are mixed up",
-        change(call, leave, f"write  {RIGHT_KL['log-variance']}"),
+        change(call, leave, f"write  {p.right_kl()}"),
     )
 
 
-def _formula(kl: Kl, call: Call | None) -> Finding:
+def _formula(p: Patient, kl: Kl, call: Call | None) -> Finding:
     if kl.wrong == EXCHANGED:
         return Finding(
             "swapped-outputs",
@@ -352,7 +352,7 @@ def _formula(kl: Kl, call: Call | None) -> Finding:
             {"line": line_of(call)},
             "the two distributions are exchanged",
             change(call, lambda text: re.sub(r"kl_divergence\((\w+), (\w+)\)", r"kl_divergence(\2, \1)", text),
-                   f"write  {RIGHT_KL['log-variance']}"),
+                   f"write  {p.right_kl()}"),
         )  # fmt: skip
     name, weight = kl.closest()
     right = FORMULAS[name]
@@ -368,7 +368,7 @@ def _formula(kl: Kl, call: Call | None) -> Finding:
         f"the latents. This loss has {told}.",
         {"terms": terms, "expected": dict(right), "line": line_of(call)},
         "a term is missing, or has another factor or sign",
-        change(call, leave, f"write  {RIGHT_KL[name]}"),
+        change(call, leave, f"write  {p.right_kl(name)}"),
     )
 
 

@@ -12,7 +12,7 @@ from vaelab.diagnosis.foreign_loss import kl_call, term_call
 from vaelab.diagnosis.loss_means import Mean, factor, means, summed, to_sum
 from vaelab.diagnosis.loss_terms import LossTerms
 from vaelab.diagnosis.model_file import change, leave, line_of, text_of
-from vaelab.diagnosis.patient import RIGHT_KL, Patient
+from vaelab.diagnosis.patient import Patient
 
 FAR_BETA, LOST_BETA = 3.0, 10.0
 NARROW = 1e-2  # σ over a pixel's own standard deviation below which the KL counts next to nothing
@@ -112,7 +112,7 @@ def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             "The KL is twice what it should be.",
             {"weight": beta, "line": line_of(call)},
             "the factor ½ of the KL is missing",
-            change(call, leave, f"write  {RIGHT_KL[loss.kl.reading or 'log-variance']}"),
+            change(call, leave, f"write  {p.right_kl(loss.kl.reading or 'log-variance')}"),
         )
         return
     far = not 1 / FAR_BETA < beta < FAR_BETA

@@ -63,6 +63,17 @@ def find_loss(reference: str) -> Callable[..., Any]:
     return found
 
 
+def arguments(loss: Callable[..., Any] | None) -> list[str]:
+    """The names of the first four arguments of a loss; fewer where they have none."""
+    if loss is None:
+        return []
+    try:
+        found = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values()
+    except (TypeError, ValueError):  # some functions in C
+        return []
+    return [one.name for one in found if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)][:4]
+
+
 def _execute(path: Path, option: str) -> ModuleType:
     if path in _executed:
         return _executed[path]
@@ -81,7 +92,7 @@ def _execute(path: Path, option: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def as_script(path: Path | None = None, checks: bool = True) -> Generator[None]:
+def as_script(path: Path | None = None, checks: bool = True, seed: int = 0) -> Generator[None]:
     """Somebody's code runs as it would as a script: its folder is on the path, and it sees no options of ours.
 
     What it prints goes to stderr. Random numbers that it draws leave no trace. Its warnings are not shown, for it is
@@ -91,7 +102,7 @@ def as_script(path: Path | None = None, checks: bool = True) -> Generator[None]:
     argv, folders, checked = sys.argv, list(sys.path), vars(distributions.Distribution)["_validate_args"]
     with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.default_generator.manual_seed(0)  # torch.manual_seed visits all kinds of device, a thousand times slower
+        torch.default_generator.manual_seed(seed)  # torch's own visits all kinds of device, 1,000 times slower
         distributions.Distribution.set_default_validate_args(checks)
         if path is not None:
             sys.argv = [str(path)]
@@ -252,6 +263,11 @@ class Subject:
         self.last = model
         with as_script(checks=not changed), tracer:
             return self.taken_apart(model(self.x))
+
+    def again(self, tracer: Tracer) -> list[Output]:
+        """Outputs of the copy that ran last, once more, after other random numbers."""
+        with as_script(seed=1), tracer:
+            return self.taken_apart(self.last(self.x))
 
     def try_run(self, tracer: Tracer, scale: float, signs: int | None = None) -> list[Output] | None:
         """The same; None where the model does not bear such weights."""

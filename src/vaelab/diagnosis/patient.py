@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,23 @@ from vaelab.diagnosis.tracing import Call, Tracer
 
 EDGE = 1e-3  # what an output may exceed a range by
 RIGHT_KL = {
-    "log-variance": "kl = -0.5 * torch.sum(1 + log_variance - mean**2 - log_variance.exp())",
-    "log-standard-deviation": "kl = -0.5 * torch.sum(1 + 2 * log_std - mean**2 - (2 * log_std).exp())",
-    "standard-deviation": "kl = torch.sum((std**2 + mean**2 - 1) / 2 - torch.log(std))",
-    "variance": "kl = 0.5 * torch.sum(variance + mean**2 - 1 - torch.log(variance))",
-    "softplus": "std = F.softplus(s); kl = torch.sum((std**2 + mean**2 - 1) / 2 - torch.log(std))",
-    "log-precision": "kl = 0.5 * torch.sum((-log_precision).exp() + mean**2 - 1 + log_precision)",
+    "log-variance": "kl = -0.5 * torch.sum(1 + {s} - {m}**2 - {s}.exp())",
+    "log-standard-deviation": "kl = -0.5 * torch.sum(1 + 2 * {s} - {m}**2 - (2 * {s}).exp())",
+    "standard-deviation": "kl = torch.sum(({s}**2 + {m}**2 - 1) / 2 - torch.log({s}))",
+    "variance": "kl = 0.5 * torch.sum({s} + {m}**2 - 1 - torch.log({s}))",
+    "softplus": "std = F.softplus({s}); kl = torch.sum((std**2 + {m}**2 - 1) / 2 - torch.log(std))",
+    "log-precision": "kl = 0.5 * torch.sum((-{s}).exp() + {m}**2 - 1 + {s})",
 }
-"""The KL in code, by what the third output is."""
+"""The KL in code, of a mean m and a third output s, by what s is."""
+USUAL_NAMES = {
+    "log-variance": "log_variance",
+    "log-standard-deviation": "log_std",
+    "standard-deviation": "std",
+    "variance": "variance",
+    "softplus": "s",
+    "log-precision": "log_precision",
+}
+"""Of s, where the loss has no names for its arguments."""
 
 
 @dataclass
@@ -44,6 +53,7 @@ class Patient:
         data: examples on the model's scale, [N, D].
         loss: None where none was given, or it failed.
         failure: why it failed.
+        arguments: the names of the loss's arguments.
     """
 
     found: Any
@@ -53,6 +63,7 @@ class Patient:
     data: Tensor
     loss: LossTerms | None = None
     failure: Failure | None = None
+    arguments: list[str] = field(default_factory=list[str])
 
     @property
     def pixels(self) -> int:
@@ -103,6 +114,11 @@ class Patient:
         """Whether the reconstruction leaves [0, 1]."""
         low, high = self.reading.ranges.get("reconstruction", (0.0, 1.0))
         return low < -EDGE or high > 1 + EDGE
+
+    def right_kl(self, reading: str = "log-variance") -> str:
+        """The KL in code, in the loss's own names for mean and third output."""
+        m, s = self.arguments[2:4] if len(self.arguments) == 4 else ("mean", USUAL_NAMES[reading])
+        return RIGHT_KL[reading].format(m=m, s=s)
 
     def where_sigma_is_made(self) -> Call | None:
         """The first call that computes with the log-variance itself; or else the first that can make a σ."""

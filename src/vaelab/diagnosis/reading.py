@@ -50,6 +50,7 @@ class Noise:
         reading: which of `READINGS` f is; None where that could not be told.
         mean, stddev: of ε, from the kind of draw and what is done to it; None where f could not be told.
         shared: whether examples share a draw.
+        repeats: whether a second call draws the same.
         beside: whether σ multiplies the mean, and not ε.
     """
 
@@ -59,6 +60,7 @@ class Noise:
     mean: float | None = None
     stddev: float | None = None
     shared: bool = False
+    repeats: bool = False
     beside: bool = False
 
 
@@ -94,8 +96,9 @@ def read(subject: Subject) -> Reading:
     Raises:
         InputError: there are no two latent outputs of one shape beside the reconstruction.
     """
-    with Tracer() as seen:
-        found = subject.run(seen)
+    seen, again = Tracer(), Tracer()
+    found = subject.run(seen)
+    subject.again(again)
     reconstruction, latents = _by_shape(subject, found)
     shape = found[latents[0]].tensor.shape
 
@@ -117,6 +120,9 @@ def read(subject: Subject) -> Reading:
     if not noise.reaches and not draws:
         noise.reaches = moved(found[reconstruction].tensor, subject.run(Tracer())[reconstruction].tensor)
     noise.shared = bool(draws) and all(draw.values.numel() < shape.numel() for draw in draws)
+    noise.repeats = bool(draws) and all(
+        a.values.equal(b.values) for a, b in zip(seen.draws, again.draws, strict=False) if of_latents(a.values)
+    )
     mean, spread, how = _mean_and_spread(still, loud, reconstruction, fixed, draws)
     reading = Reading(reconstruction, mean, spread, latent, how, noise, found)
     _measure_noise(subject, reading, of_latents)
