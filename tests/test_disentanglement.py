@@ -423,6 +423,8 @@ def test_the_standard_error_is_the_spread_over_data() -> None:
         (lambda z, v: (z[:-1], v), r"codes \[11, 2\] and factors \[12, 2\]"),
         (lambda z, v: (z[:, 0], v), r"they must be \[N, D\] and \[N, F\]"),
         (lambda z, v: (np.full_like(z, np.nan), v), "NaN"),
+        (lambda z, v: (z.astype(str), v), "codes: <U32 values; give real numbers"),
+        (lambda z, v: ([*z[:-1], z[-1, :1]], v), "codes: rows of different lengths"),
         (lambda z, v: (z, v * 1.0), "factors are float64"),
         (lambda z, v: (z, v - 1), "go down to -1"),
         (lambda z, v: (z, v * np.array([1, 0])), "factor 1 has one value"),

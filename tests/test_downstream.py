@@ -152,6 +152,10 @@ def test_what_cannot_be_probed_is_refused(parts: tuple[Labeled, Labeled]) -> Non
         (Labeled(z[:-1], x, y), r"train: codes \[299, 3\], data \[300, 12\], labels \[300\]"),
         (Labeled(z, x, y[:, None]), r"they must be \[N, D\], \[N, P\] and \[N\]"),
         (Labeled(np.where(z > 2, np.inf, z), x, y), "train: codes or data hold NaN or infinite"),
+        (Labeled(z.astype(str), x, y), "train: codes: <U32 values; give real numbers"),
+        (Labeled(z, x + 0j, y), "train: data: complex128 values"),
+        (Labeled(z, x, y.astype(str)), "train: labels are <U21; number them"),
+        (Labeled(z, x, y + 0.5), "train: labels are float64; number them"),
     ]:
         with pytest.raises(InputError, match=complaint):
             downstream(bad, test)

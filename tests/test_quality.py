@@ -56,6 +56,14 @@ def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
+def test_samples_are_taken_from_whatever_holds_numbers() -> None:
+    x, y = (np.round(8 * normal(30, 3, seed=seed)) for seed in (0, 1))
+    expected = frechet_distance(x, y)
+    tensors = torch.tensor(x, requires_grad=True), torch.tensor(y, dtype=torch.bfloat16)
+    for held in ((x.tolist(), y.astype(np.int8)), tensors, (x[::-1], y[::-1])):
+        assert frechet_distance(*held) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.fixture
 def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Distances come in many small blocks."""
@@ -499,5 +507,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(digits_run: Run, tmp_pat
         neighbor_scores(np.ones((5, 2)), np.ones((9, 2)))
     with pytest.raises(InputError, match="NaN or infinite"):
         polynomial_mmd(np.ones((3, 2)), np.full((3, 2), np.nan))
+    with pytest.raises(InputError, match="a sample: complex128 values; give real numbers"):
+        polynomial_mmd(np.ones((3, 2)), np.ones((3, 2)) + 0j)
     with pytest.raises(InputError, match="2,049 features: the Fréchet distance takes at most 2,048"):
         frechet_distance(np.ones((3, 2049)), np.ones((3, 2049)))

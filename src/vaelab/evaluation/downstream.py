@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from vaelab.data import Split, prefetch
 from vaelab.errors import InputError
 from vaelab.evaluation.latents import latents
+from vaelab.evaluation.real_numbers import real
 from vaelab.runs import Run, load
 
 LIMIT = 10_000
@@ -138,8 +139,10 @@ def downstream(train: Labeled, test: Labeled, *, c: float = C) -> Downstream:
 
 
 def _checked(part: Labeled, name: str) -> tuple[_Array, _Array, NDArray[np.int64]]:
-    z, x = (np.asarray(values, np.float64) for values in (part.codes, part.data))
+    z, x = real(part.codes, f"{name}: codes"), real(part.data, f"{name}: data")
     y = np.asarray(part.labels)
+    if y.dtype.kind not in "biu":
+        raise InputError(f"{name}: labels are {y.dtype}; number them 0, 1, ...")
     if z.ndim != 2 or x.ndim != 2 or y.ndim != 1 or not len(z) == len(x) == len(y) > 1:
         shapes = f"codes {list(z.shape)}, data {list(x.shape)}, labels {list(y.shape)}"
         raise InputError(f"{name}: {shapes}; they must be [N, D], [N, P] and [N], N at least 2")

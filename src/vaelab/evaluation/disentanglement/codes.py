@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vaelab.errors import InputError
+from vaelab.evaluation.real_numbers import real
 
 Codes = NDArray[np.float64]
 """[N, D]: D latents of N examples."""
@@ -18,10 +19,10 @@ def checked(codes: ArrayLike, factors: ArrayLike) -> tuple[Codes, Factors]:
     """Codes [N, D] as float64, and factors [N, F] as int64. A latent that is constant but for rounding is 0 in all.
 
     Raises:
-        InputError: shapes that do not fit, fewer than two factors, codes that are not finite, factors that are no
-            integers, or a factor of which these examples have one value.
+        InputError: shapes that do not fit, fewer than two factors, codes that are no finite real numbers, factors that
+            are no integers, or a factor of which these examples have one value.
     """
-    z, raw = np.asarray(codes, np.float64), np.asarray(factors)
+    z, raw = real(codes, "codes"), np.asarray(factors)
     if z.ndim != 2 or raw.ndim != 2 or len(z) != len(raw) or not z.size:
         raise InputError(f"codes {list(z.shape)} and factors {list(raw.shape)}: they must be [N, D] and [N, F]")
     if raw.shape[1] < 2:

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vaelab.errors import InputError
+from vaelab.evaluation.real_numbers import real
 
 Rows = ArrayLike | Tensor
 """[N, D]: N examples of D features."""
@@ -17,9 +18,9 @@ def pair(x: Rows, y: Rows, least: int = 2) -> tuple[Tensor, Tensor]:
     """Two samples [N, D] and [M, D] as float64 on the CPU.
 
     Raises:
-        InputError: shapes that do not fit, fewer than `least` rows, or values that are not finite.
+        InputError: no real numbers, shapes that do not fit, fewer than `least` rows, or values that are not finite.
     """
-    one, other = (torch.as_tensor(rows).detach().to("cpu", torch.float64) for rows in (x, y))
+    one, other = (torch.from_numpy(real(rows, "a sample")) for rows in (x, y))
     shapes = f"{list(one.shape)} and {list(other.shape)}"
     if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1] or not one.shape[1]:
         raise InputError(f"samples {shapes}: they must be [N, D] and [M, D]")
