@@ -153,7 +153,7 @@ print(f"loss in the first epoch {history[0]:.3f}, in the last {history[-1]:.3f}"
 #
 # ## Measurement 1: the rate, by itself
 #
-# The rate is how many nats the code tells about the picture. For two normal distributions it has a closed form. With
+# The rate is how many nats the code costs. On average that is at least what it tells about the picture. For two normal distributions it has a closed form. With
 # mean $\mu_j$ and variance $\sigma_j^2$ of latent $j$,
 #
 # $$\mathrm{KL}(q(z|x)\,\|\,p(z)) = \tfrac12 \sum_j \left(\sigma_j^2 + \mu_j^2 - 1 - \log \sigma_j^2\right).$$

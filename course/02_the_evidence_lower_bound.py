@@ -774,7 +774,7 @@ for parts in ([0.5, 0.5], [0.2, 0.7, 0.1]):
 #    equation (8); that it rises with $K$: theorem 1.
 # 5. C. Cremer, X. Li and D. Duvenaud (2018). *Inference Suboptimality in Variational Autoencoders.* arXiv:1801.03558.
 #    The two parts of the gap: table 1.
-# 6. G. E. Hinton and D. van Camp (1993). *Keeping Neural Networks Simple by Minimizing the Description Length of the
+# 6. G. E. Hinton and D. van Camp (1993). *Keeping the Neural Networks Simple by Minimizing the Description Length of the
 #    Weights.* COLT 1993, 5–13. The bits that come back.
 # 7. M. D. Hoffman and M. J. Johnson (2016). *ELBO surgery.* NIPS 2016 workshop on advances in approximate Bayesian
 #    inference. More ways to split the ELBO; the rate's own parts.

@@ -86,7 +86,7 @@ def sources() -> list[tuple[str, str, str]]:
         ("dsprites", "737,280 white shapes, 64 x 64, five factors", dsprites),
         ("3dshapes", "480,000 shapes in rooms, 64 x 64, six factors", shapes.shapes_status()),
         ("FOLDER", "your pictures, any format and size: data.size=64", "yours"),
-        ("FILE.npy", "your array [N, D], [N, H, W] or [N, C, H, W]", "yours"),
+        ("FILE.npy", "your array [N, D], [N, H, W(, C)] or [N, C, H, W]", "yours"),
         ("FILE.npz", "the same as array x; integer labels as y", "yours"),
         ("hf:OWNER/NAME", "a data set of the Hugging Face Hub", hub.status()),
         ("hf:FOLDER", "what its save_to_disk writes, or parquet files", hub.status()),

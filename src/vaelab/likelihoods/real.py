@@ -40,7 +40,7 @@ class BatchOptimalGaussian(Gaussian):
     """While training with `scale=optimal`: x is scored with the σ that is best for the very batch that holds it.
 
     The σ that maximizes the mean log p of all examples, draws and dimensions is the root mean squared error
-    (Rybkin et al. 2021, arXiv:2006.13202, section 4.1), so the mean of −log p is D/2 · (ln MSE + 1 + ln 2π). No
+    (Rybkin et al. 2021, arXiv:2006.13202), so the mean of −log p is D/2 · (ln MSE + 1 + ln 2π). No
     density of a single x, then: outside of training the running σ holds.
 
     Attributes:
