@@ -18,6 +18,7 @@ from PIL import Image
 import vaelab
 from vaelab import cli, recipes
 from vaelab.runs import Run
+from vaelab.training.job import override_words
 
 
 class Result:
@@ -108,6 +109,11 @@ def test_the_sources_fit_a_terminal(run_cli: Cli) -> None:
     assert result.code == 0 and "digits" in result.out
     assert max(map(len, result.out.splitlines())) <= 80
     assert {one["name"] for one in json.loads(run_cli("data", "--json").out)["sources"]} >= {"digits", "mnist"}
+
+
+def test_keys_that_no_option_takes_are_recorded_as_keys() -> None:
+    overrides = {"training.epochs": "auto", "training.patience": None, "training.seed": 3, "data.source": "digits"}
+    assert override_words(overrides) == ["training.epochs=auto", "--seed", "3", "--data", "digits"]
 
 
 @pytest.mark.parametrize("command", ["", *sorted(one.callback.__name__ for one in cli.app.registered_commands)])
@@ -213,7 +219,9 @@ def test_a_run_folder_that_exists_is_refused(run_cli: Cli, digits_run: Run, tmp_
     run_cli("train", *QUICK, "--out", folder).failed("run", "exists already", "--resume")
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     (tmp_path / "file").write_text("x")
-    run_cli("train", *QUICK, "--out", tmp_path / "file").failed("exists already")
+    refused = run_cli("train", *QUICK, "--out", tmp_path / "file")
+    refused.failed("exists already; choose another --out")
+    assert "--resume" not in refused.err
 
 
 def test_broken_run_folders_are_refused(run_cli: Cli, digits_run: Run, tmp_path: Path) -> None:

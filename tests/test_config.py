@@ -22,6 +22,7 @@ from vaelab.errors import InputError
         ("k=400,400", [400, 400]),
         ("k=[400, 400]", [400, 400]),
         ('k="quoted"', "quoted"),
+        ('k="quoted, with a comma"', "quoted, with a comma"),
         ("k=", ""),
         ("k=2024-01-01", "2024-01-01"),
         ("k=a=b", "a=b"),
@@ -31,6 +32,17 @@ from vaelab.errors import InputError
 )
 def test_an_override_is_read_as_toml_or_as_text(text: str, value: Any) -> None:
     assert parse_override(text) == ("k", value)
+
+
+def test_a_source_is_text_whatever_it_looks_like() -> None:
+    assert [parse_override(f"data.source={text}") for text in ("123", "true", "1,2")] == [
+        ("data.source", text) for text in ("123", "true", "1,2")
+    ]
+
+
+def test_several_trackers_may_stand_between_commas() -> None:
+    config = resolve("test", {}, dict([parse_override("training.log_with=tensorboard,wandb")]))
+    assert config.training.log_with == ("tensorboard", "wandb")
 
 
 def test_an_override_without_a_value_is_refused() -> None:

@@ -519,6 +519,41 @@ def test_nothing_else_is_refused_or_let_through() -> None:
             composed(keys, SPECS["real"])
 
 
+@pytest.mark.parametrize(
+    ("keys", "says", "remedy"),
+    [
+        ({"prior.name": "flow", "objective.beta": 0}, "objective.name=elbo gives it none", "objective.beta=1.0"),
+        (
+            {"prior.name": "mixture", "objective.name": "info", "objective.alpha": 1, "objective.lambda_mmd": 0},
+            "objective.name=info gives it none",
+            "prior.name=normal",
+        ),
+        (
+            {**chosen("posterior", "gumbel-softmax"), "prior.name": "categorical", "prior.learned": True,
+             "objective.name": "distortion"},
+            "objective.name=distortion gives it none",
+            "prior.learned=false",
+        ),
+    ],
+)  # fmt: skip
+def test_a_prior_that_would_learn_nothing_is_refused(keys: dict[str, Any], says: str, remedy: str) -> None:
+    keys = keys_of() | keys | {"likelihood.name": "gaussian"}
+    message = refusal(keys, "real")
+    assert says in message
+    assert remedy in message
+    key, _, value = remedy.partition("=")
+    assert not refusal(keys | {key: value}, "real")
+
+
+def test_an_aggregate_prior_of_few_points_is_refused_before_training() -> None:
+    keys = {"prior.name": "aggregate", "posterior.name": "deterministic", "objective.name": "distortion"}
+    config = settle(resolve("test", {}, keys_of() | keys), SPECS["real"])
+    model = compose(config, SPECS["real"])
+    with pytest.raises(InputError, match="19 training examples give as many z, too few for a density"):
+        compose_objective(config, model, examples=19)
+    assert compose_objective(config, model, examples=20)
+
+
 @pytest.mark.parametrize("name", registered("likelihood"))
 @pytest.mark.parametrize("kind", SPECS)
 def test_a_likelihood_is_taken_or_refused_by_the_kind_of_data(name: str, kind: str) -> None:

@@ -253,6 +253,19 @@ def test_extreme_outputs_have_finite_log_prob_and_gradients_in_float32(case: str
         assert not likelihood(outputs).sample(torch.Generator().manual_seed(0)).isnan().any()
 
 
+@pytest.mark.parametrize("case", ["beta-binomial", "negative-binomial", "poisson"])
+@pytest.mark.parametrize("levels", [1024, 4096, 65536])
+def test_probabilities_of_many_levels_sum_to_one_in_float32(case: str, levels: int) -> None:
+    likelihood = make(case, (1,), "levels", levels)
+    support = torch.arange(40 * levels if case != "beta-binomial" else levels)[:, None] / (levels - 1)
+    center = torch.linspace(-2, 2, 5) if case == "beta-binomial" else (torch.linspace(0.01, 0.5, 5) * levels).log()
+    for second in torch.linspace(-3, 25, 8):
+        outputs = torch.stack((center, second.expand(5)), 1)[:, : likelihood.output_shape[0], None]
+        log_p = likelihood(outputs).log_prob(support[:, None])
+        assert log_p.dtype == torch.float32
+        assert log_p.double().exp().sum(0).numpy() == pytest.approx(np.ones(5), abs=2e-3), float(second)
+
+
 @pytest.mark.parametrize(("case", "kind", "levels"), [one for one in SIZES if one[2] < 999])
 def test_float32_is_near_float64(case: str, kind: Kind, levels: int) -> None:
     likelihood = make(case, (40,), kind, levels if kind == "levels" else None).eval()

@@ -78,12 +78,22 @@ def test_a_stopped_run_resumes_to_the_bit(
         assert line["train"] == pytest.approx(other["train"], rel=1e-12)
 
 
+def without(path: Path, text: str, other: str) -> None:
+    assert text in path.read_text()
+    path.write_text(path.read_text().replace(text, other))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda run: run.joinpath("checkpoint", "latest.json").write_text("{"), "damaged"),
         (lambda run: next(run.joinpath("checkpoint").glob("*.safetensors")).write_bytes(b"x" * 99), "damaged"),
         (lambda run: next(run.joinpath("checkpoint").glob("*.safetensors")).unlink(), "damaged"),
+        (lambda run: without(run / "checkpoint" / "latest.json", '"processes"', '"process"'), "damaged"),
+        (
+            lambda run: without(run / "config.toml", "[about.examples]", "[about.example]"),
+            "does not say what an example",
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, change: Any, says: str) -> None:
@@ -108,6 +118,9 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(tmp_path: Path
 def test_lost_metrics_are_noticed(tmp_path: Path) -> None:
     run = train(tmp_path / "run", epochs=2)
     (run.path / "metrics.jsonl").write_text('{"epoch": 1, "st')
+    with pytest.raises(InputError, match="metrics.jsonl: damaged"):
+        vaelab.train(out=run, resume=True, progress=False)
+    (run.path / "metrics.jsonl").write_text("[1]\n")
     with pytest.raises(InputError, match="metrics.jsonl: damaged"):
         vaelab.train(out=run, resume=True, progress=False)
     (run.path / "metrics.jsonl").unlink()

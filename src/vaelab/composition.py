@@ -27,6 +27,7 @@ from vaelab.objectives.base import probe
 from vaelab.posteriors import Capability, GumbelSoftmaxPosterior, Posterior
 from vaelab.posteriors.product import ProductPosterior
 from vaelab.priors import Prior
+from vaelab.priors.aggregate import MINIMUM
 from vaelab.priors.base import FOLLOWS as FOLLOWS_LATENTS
 from vaelab.priors.categorical import CategoricalPrior
 from vaelab.priors.product import ProductPrior
@@ -209,9 +210,15 @@ def compose_objective(config: Config, model: Model, examples: int) -> Objective:
             f"does not give; use {', or '.join(remedies)}"
         )
     objective.check(model)
+    if model.prior.fit_draws and "stochastic" not in model.provides and examples < MINIMUM:
+        raise InputError(
+            f"prior.name={config.name('prior')}: {examples} training examples give as many z, too few for a density "
+            f"(at least {MINIMUM}); give more examples, or use prior.name=normal"
+        )
     if not _teaches_prior(objective, model):
         held = "real" if model.prior.holds == "joint" else model.prior.holds
-        fixed = "prior.name=normal or aggregate" if held == "real" else "prior.name=categorical"
+        uniform = "prior.learned=false" if config.name("prior") == "categorical" else "prior.name=categorical"
+        fixed = "prior.name=normal or aggregate" if held == "real" else uniform
         remedies = [*_better_keys(config, model, examples), fixed, *_other_objectives(model, examples)]
         raise InputError(
             f"prior.name={config.name('prior')} learns from gradients, and objective.name={config.name('objective')} "
@@ -236,7 +243,10 @@ def _better_keys(config: Config, model: Model, examples: int) -> list[str]:
     defaults = {key: field.default for key, field in type(config.objective).model_fields.items()}
     found: list[str] = []
     for key in (key for key, value in keys.items() if value != defaults[key]):
-        other = parts.build("objective", parts.section("objective", keys | {key: defaults[key]}), model, examples)
+        try:
+            other = parts.build("objective", parts.section("objective", keys | {key: defaults[key]}), model, examples)
+        except InputError:  # the default does not go with the other keys
+            continue
         if other.needs <= model.provides and _suits(other, model):
             found.append(f"objective.{key}={defaults[key]}")
     return found

@@ -58,9 +58,9 @@ class DataConfig(Section):
 AUTO_STEPS = 1_500
 Trackers = Annotated[
     tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    BeforeValidator(lambda value: tuple(value.split(",")) if isinstance(value, str) else value),
 ]
-"""Names of experiment trackers; a single name stands for a list of one."""
+"""Names of experiment trackers; a text holds one, or several between commas."""
 
 
 class TrainingConfig(Section):
@@ -340,7 +340,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"{text}: not KEY=VALUE; write for example model.latent_dim=10")
-    listed = f"[{value}]" if "," in value and not value.startswith("[") else value
+    if key == "data.source":  # a path, whatever it looks like
+        return key, value
+    listed = f"[{value}]" if "," in value and not value.startswith(("[", '"', "'")) else value
     try:
         parsed = tomllib.loads(f"value = {listed}")["value"]
     except tomllib.TOMLDecodeError:

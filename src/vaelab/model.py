@@ -203,7 +203,7 @@ class Model(nn.Module, ABC):
     def show(
         self, z: Tensor, *, draw: bool = False, generator: torch.Generator | None = None, y: Tensor | None = None
     ) -> Tensor:
-        """What z [..., D] looks like: the mean of p(x|z), or with `draw` a draw from it."""
+        """What z [..., B, D] looks like: the mean of p(x|z), or with `draw` a draw from it."""
         likelihood = self.decode(z, y=y)
         return likelihood.sample(generator) if draw else likelihood.mean
 
@@ -212,6 +212,9 @@ class Model(nn.Module, ABC):
         check(x, "x", self.event_shape)
         if x.ndim != len(self.event_shape) + 1:
             raise InputError(f"x has shape {list(x.shape)}; the model wants one batch axis before {self.event_shape}")
+        own = next(self.parameters(), x).dtype
+        if x.dtype != own:
+            raise InputError(f"x is {x.dtype}, and the model {own}; give x.to({own}), or take model.to({x.dtype})")
 
     def _features(self, x: Tensor, y: Tensor | None, network_dtype: torch.dtype | None) -> Tensor:
         """What the encoder makes of x [B, *event] (and labels), [B, F]."""

@@ -64,6 +64,7 @@ class Quantizer(Posterior):
     provides = frozenset({"density"})
     holds = "categorical"
     by_place = True
+    frozen = False  # while a batch is only tried out
     codes: int
     channels: int
 
@@ -141,7 +142,10 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def learn(self, features: Tensor, codes: Codes, generator: torch.Generator | None) -> None:
         flat, index = features.detach().flatten(0, 1), codes.index.flatten()
-        if not flat.isfinite().all():
+        finite = flat.isfinite().all().to(torch.int32)
+        if dist.is_initialized():  # all go on, or none: those that went on would wait for the others
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        if not finite:
             return
         counts = torch.zeros_like(self.uses).index_add_(0, index, torch.ones_like(flat[:, 0]))
         sums = torch.zeros_like(self.table).index_add_(0, index, flat)
@@ -157,10 +161,11 @@ class VectorQuantizer(Quantizer):
         self.uses.lerp_(counts, 1 - self.decay)
         average = counts.sum() / self.codes
         dead = (self.uses < self.revive * average) | ~begun  # all codes start at features of the first batch
-        lease = self.revive * average * patience[dead]
+        lease = (self.revive or 1.0) * average * patience[dead]
         if self.update == "ema":
             self.sums.lerp_(sums, 1 - self.decay)
-            self.table.copy_(self.sums / self.uses.clamp(min=1e-6)[:, None])
+            used = self.uses[:, None] > 1e-6  # a code that none chooses stays where it is
+            self.table.copy_(torch.where(used, self.sums / self.uses[:, None], self.table))
             self.sums[dead] = fresh[dead] * lease[:, None]
         self.table[dead] = fresh[dead]
         self.uses[dead] = lease
@@ -259,7 +264,7 @@ class Quantized(Model):
     ) -> Terms:
         features = self._features(x, y, network_dtype)
         codes = self.posterior(features)
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and not self.posterior.frozen:
             self.posterior.learn(features.unflatten(-1, (-1, self.posterior.channels)), codes, generator)
         z, log_qz_x = codes.rsample_with_log_prob(num_samples, generator)
         likelihood = self.decode(z[:1], network_dtype, y=y)  # all draws are the same

@@ -90,9 +90,12 @@ class Run:
         """The lines of metrics.jsonl, one an epoch."""
         path = self.path / "metrics.jsonl"
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         except ValueError as error:
             raise InputError(f"{path}: damaged ({error})") from None
+        if not all(isinstance(line, dict) and {"epoch", "validation"} <= line.keys() for line in lines):
+            raise InputError(f"{path}: damaged (a line is no epoch); restore it, or train the run again")
+        return lines
 
     def best(self) -> dict[str, Any] | None:
         """The line of the epoch whose weights were kept: lowest validation loss, else the last; None before any."""
@@ -185,6 +188,7 @@ class Run:
             spec = TypeAdapter(DataSpec).validate_python(
                 {key: about.get(key) for key in ("shape", "kind", "levels", "classes")}
             )
+            TypeAdapter(int).validate_python(about.get("examples", {}).get("train"))
         except (AttributeError, ValidationError):
             raise InputError(f"{path / 'config.toml'}: [about] does not say what an example is; restore it") from None
         except InputError as error:
@@ -208,7 +212,8 @@ def best_line(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
 def check_free(path: Path) -> None:
     """Raise an InputError if `path` is taken, or if no folder can be made there."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise InputError(f"{path}: exists already; choose another --out, or continue it with --resume")
+        more = ", or continue it with --resume" if (path / "config.toml").is_file() else ""
+        raise InputError(f"{path}: exists already; choose another --out{more}")
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"{path}: {nearest} is not a folder that can be written to; choose another --out")

@@ -37,6 +37,8 @@ class ELBO(Objective):
     def loss(self, terms: Terms) -> Loss:
         rate = terms.rate
         assert rate is not None
+        if self.beta == 0:  # no gradient at all, in place of one of zero: then a prior that has to learn is refused
+            return Loss(terms.distortion.mean())
         return Loss((terms.distortion + self.progress(self.warmup) * self.beta * rate).mean())
 
 

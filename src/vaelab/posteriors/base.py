@@ -88,8 +88,3 @@ class Posterior(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: Tensor) -> PosteriorDistribution:
         """The posterior of each example."""
-
-    @property
-    def has_density(self) -> bool:
-        """Whether there is an ELBO."""
-        return "density" in self.provides

@@ -27,6 +27,7 @@ from vaelab.files import remove_unfinished
 from vaelab.model import Model
 from vaelab.noise import generator, seed_of
 from vaelab.objectives import Forward
+from vaelab.quantized import Quantizer
 from vaelab.runs import Run, check_free, claim_name
 from vaelab.training import precision
 from vaelab.training.compiling import compile_networks
@@ -136,8 +137,8 @@ def resume(out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
     numbers = processes.from_first(lambda: checkpoint()[0])
     if numbers:
         content = processes.from_first(lambda: checkpoint()[1])
-        restore(job.state, folder, numbers, content)
-        processes.from_first(lambda: _check_resumed(run, job, json.loads(numbers)["processes"]))
+        begun_with = restore(job.state, folder, numbers, content)
+        processes.from_first(lambda: _check_resumed(run, job, begun_with))
     job.forward = processes.wrap(job.forward)
     return run, job
 
@@ -295,11 +296,19 @@ def _rehearse(job: Job, config: TrainingConfig, dtype: torch.dtype | None) -> No
 
 @contextmanager
 def unchanged(model: Model) -> Generator[None]:
-    """Put the buffers back at the end: statistics that a model keeps of its batches must not count a rehearsal."""
+    """Let a batch that is only tried out leave no trace: buffers come back, and no codebook learns of it.
+
+    A codebook may be a parameter. And where several processes keep one, not all of them may try the batch to its end.
+    """
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
+    for quantizer in quantizers:
+        quantizer.frozen = True
     try:
         yield
     finally:
+        for quantizer in quantizers:
+            quantizer.frozen = False
         for name, buffer in model.named_buffers():
             buffer.copy_(before[name])
 
@@ -367,8 +376,10 @@ def override_words(overrides: Mapping[str, Any]) -> list[str]:
     options = {"data.source": "--data", "training.epochs": "--epochs", "training.seed": "--seed"}
     words: list[str] = []
     for key, value in overrides.items():
+        if value is None:  # left to the recipe
+            continue
         text = value_text(value)
-        words += [options[key], text] if key in options else [f"{key}={text}"]
+        words += [options[key], text] if key in options and value != "auto" else [f"{key}={text}"]
     return words
 
 

@@ -156,14 +156,16 @@ def read_checkpoint(folder: Path) -> tuple[bytes, bytes]:
         raise damaged(folder, error) from None
 
 
-def restore(state: State, folder: Path, text: bytes, content: bytes) -> None:
-    """`State.restore`, with what can go wrong as one line.
+def restore(state: State, folder: Path, text: bytes, content: bytes) -> int:
+    """`State.restore`, with what can go wrong as one line. Returns how many processes made the checkpoint.
 
     Raises:
         InputError: the checkpoint is damaged, or belongs to another model or an older version.
     """
     try:
-        state.restore(json.loads(text), content)
+        record = json.loads(text)
+        state.restore(record, content)
+        return int(record["processes"])
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise damaged(folder, error) from None
 
