@@ -92,7 +92,7 @@ def without(path: Path, text: str, other: str) -> None:
         (lambda run: without(run / "checkpoint" / "latest.json", '"processes"', '"process"'), "damaged"),
         (
             lambda run: without(run / "config.toml", "[about.examples]", "[about.example]"),
-            "does not say what an example",
+            "does not say how many",
         ),
     ],
 )

@@ -101,7 +101,7 @@ def _facts(found: Case, frames: list[Tensor]) -> dict[str, Any]:
         "levels": spec.levels,
         "raw_bits": math.log2(spec.levels) if spec.levels else None,
         "dims": spec.dims,
-        "examples": run.about["examples"],
+        "examples": run.examples,
         "split": plots.SPLITS[found.split],
         "n": len(found.examples),
         "total": found.total,

@@ -101,13 +101,23 @@ class Run:
         """The line of the epoch whose weights were kept: lowest validation loss, else the last; None before any."""
         return best_line(self.metrics())
 
+    @property
+    def examples(self) -> dict[str, int]:
+        """How many examples each split had in training.
+
+        Raises:
+            InputError: config.toml does not say so.
+        """
+        found = self.about.get("examples")
+        if not isinstance(found, dict) or "train" not in found:
+            raise InputError(f"{self.path / 'config.toml'}: [about.examples] does not say how many; restore it")
+        return found
+
     def summary(self) -> dict[str, Any]:
         """What `vaelab train --json` prints: how the training went, and its closing numbers."""
         lines, best = self.metrics(), self.best()
         seconds = lines[-1]["seconds"] if lines else 0.0
-        images = (
-            lines[-1]["step"] * min(self.config.training.batch_size, self.about["examples"]["train"]) if lines else 0
-        )
+        images = lines[-1]["step"] * min(self.config.training.batch_size, self.examples["train"]) if lines else 0
         numbers = self.path / "numbers.json"
         return {
             "run": str(self.path),
@@ -188,7 +198,6 @@ class Run:
             spec = TypeAdapter(DataSpec).validate_python(
                 {key: about.get(key) for key in ("shape", "kind", "levels", "classes")}
             )
-            TypeAdapter(int).validate_python(about.get("examples", {}).get("train"))
         except (AttributeError, ValidationError):
             raise InputError(f"{path / 'config.toml'}: [about] does not say what an example is; restore it") from None
         except InputError as error:

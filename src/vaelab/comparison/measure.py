@@ -120,7 +120,7 @@ def epochs_left(run: Run) -> int:
     best = run.best()
     if config.patience is not None and best and lines[-1]["epoch"] - best["epoch"] >= config.patience:
         return 0
-    return max(0, config.planned_epochs(run.about["examples"]["train"]) - len(lines))
+    return max(0, config.planned_epochs(run.examples["train"]) - len(lines))
 
 
 def _name(how: Protocol) -> str:

@@ -65,7 +65,7 @@ class Case:
     @property
     def planned(self) -> int:
         """How many epochs the training was to take."""
-        return self.run.config.training.planned_epochs(self.run.about["examples"]["train"])
+        return self.run.config.training.planned_epochs(self.run.examples["train"])
 
     @property
     def beta(self) -> float:

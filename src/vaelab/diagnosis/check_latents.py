@@ -108,7 +108,7 @@ def collapse(case: Case) -> Iterator[Finding]:
 def _against_collapse(case: Case) -> str:
     """The ELBO with β = 1 and a warm-up over at most a third of the updates, and a scale that is learned."""
     own = hasattr(case.run.config.objective, "warmup")
-    training, examples = case.run.config.training, case.run.about["examples"]["train"]
+    training, examples = case.run.config.training, case.run.examples["train"]
     warmup = max(1, min(WARMUP, case.planned * training.steps_per_epoch(examples) // 3))
     changes = [*([] if own else ["objective.name=elbo"]), f"objective.warmup={warmup}"]
     changes += ["objective.beta=1"] if own and case.beta > 1 else []

@@ -126,6 +126,7 @@ def resume(out: str | os.PathLike[str] | None) -> tuple[Run, Job]:
 
     def read() -> bytes:
         run = Run.open(out)
+        _ = run.examples  # the report tells them: better refused now than after hours
         for folder in (run.path, run.path / "checkpoint"):
             remove_unfinished(folder)
         return _packed(run)
