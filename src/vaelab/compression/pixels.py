@@ -122,12 +122,13 @@ def places(trials: int) -> NDArray[np.float64]:
 
     Rounding costs half the Fisher information about ln α times the square of the error. Where α is large and β any, the
     information is at most α / (√(r + 1) + √r)², r = α / trials: of a binomial distribution's logit, blurred by the beta
-    distribution's. Where both are small, it is that of a coin, at most 1/4: 2 are added for it. Below LEAST, where α is
-    the smaller one and the coin hardly ever falls on its side, 1/2 will do. The distance is as 1 / √information.
+    distribution's. Where both are small, it is that of a coin, at most 1/4. Below LEAST α is the smaller one, and the
+    coin hardly ever falls on its side. The distance is as 1 / √information, with a constant added for the coin: it was
+    chosen so that MNIST is not coded worse than with equal distances, and nothing 0.4 % worse than without rounding.
     """
     fine = np.linspace(LOWEST, HIGHEST, (HIGHEST - LOWEST) * FINE + 1)
     r = np.exp(fine) / trials
-    density = np.sqrt(np.where(fine < LEAST, 0.5, 2) + np.exp(fine) / (np.sqrt(r + 1) + np.sqrt(r)) ** 2)
+    density = np.sqrt(np.where(fine < LEAST, 2, 12) + np.exp(fine) / (np.sqrt(r + 1) + np.sqrt(r)) ** 2)
     way = np.concatenate(([0], np.cumsum((density[1:] + density[:-1]) / 2)))
     return np.interp(np.linspace(0, way[-1], CELLS), way, fine)
 
