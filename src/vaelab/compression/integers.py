@@ -51,12 +51,16 @@ def to_integers(values: Tensor, bits: int) -> Tensor:
 
 def rescale(values: Tensor, old_bits: int, new_bits: int) -> Tensor:
     """Whole numbers at 2⁻ᵒˡᵈ as whole numbers at 2⁻ⁿᵉʷ: multiplied by a power of two, rounded, cut."""
-    return rescale_(values.clone(), old_bits, new_bits)
+    return _whole(values * 2.0 ** (new_bits - old_bits), new_bits)
 
 
 def rescale_(values: Tensor, old_bits: int, new_bits: int) -> Tensor:
     """`rescale` in place: new memory costs more than the arithmetic."""
-    return values.mul_(2.0 ** (new_bits - old_bits)).round_().clamp_(-limit(new_bits), limit(new_bits))
+    return _whole(values.mul_(2.0 ** (new_bits - old_bits)), new_bits)
+
+
+def _whole(values: Tensor, bits: int) -> Tensor:
+    return values.round_().clamp_(-limit(bits), limit(bits))
 
 
 class Step(ABC):
