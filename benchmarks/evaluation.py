@@ -1,10 +1,10 @@
 """How fast held-out log p(x) is estimated: K importance samples an example, within bounded memory.
 
-    python benchmarks/evaluation.py [--importance-samples 5000] [--limit N] [--threads N]
+    python benchmarks/evaluation.py [--importance-samples 5000] [--limit N] [--threads N] [--activation gelu]
 
-Scores test pictures of MNIST, binarized once, with a network of 784-200-200-50-200-200-784 (tanh, that of Burda et al.
-2016). Its weights are at random: how long it takes does not depend on them. Two contestants, each in a process of its
-own:
+Scores test pictures of MNIST, binarized once, with a network of 784-200-200-50-200-200-784 (that of Burda et al. 2016
+with its tanh, or with --activation another). Its weights are at random: how long it takes does not depend on them. Two
+contestants, each in a process of its own:
 
     vaelab   `vaelab.evaluation`: everything that `vaelab evaluate` tells, a chunk of draws at a time
     loop     what one writes by hand: log p(x) alone, picture by picture, all K draws at once
@@ -33,17 +33,19 @@ from vaelab.data import DataSpec, Split
 from vaelab.errors import InputError
 from vaelab.evaluation.likelihood import evaluate_model
 from vaelab.model import Model
+from vaelab.networks import ACTIVATIONS
 
 PICTURES = 10_000
 CONTESTANTS = ("vaelab", "loop")
 LATENT = 50
-KEYS: dict[str, Any] = {"network.hidden": [200, 200], "network.activation": "tanh", "model.latent_dim": LATENT}
+KEYS: dict[str, Any] = {"network.hidden": [200, 200], "model.latent_dim": LATENT}
 
 
-def network(spec: DataSpec) -> Model:
+def network(spec: DataSpec, activation: str = "tanh") -> Model:
     """The model that is scored: Burda et al. 2016, one stochastic layer."""
     torch.manual_seed(0)
-    return compose(resolve("evaluation", {}, {**KEYS, "likelihood.name": "bernoulli"}), spec).eval()
+    keys = {**KEYS, "network.activation": activation, "likelihood.name": "bernoulli"}
+    return compose(resolve("evaluation", {}, keys), spec).eval()
 
 
 def pictures(quick: bool, limit: int | None) -> tuple[Split, DataSpec]:
@@ -75,7 +77,7 @@ def score(chosen: argparse.Namespace) -> dict[str, Any]:
     """One contestant in this process: seconds, and by how much memory grew at most."""
     torch.set_num_threads(chosen.threads)
     examples, spec = pictures(chosen.quick, chosen.limit)
-    model = network(spec)
+    model = network(spec, chosen.activation)
     evaluate_model(model, examples.head(1), 2, split="test")  # what is loaded and built on first use
     before, began, worked = _peak_bytes(), time.perf_counter(), time.process_time()
     if chosen.contestant == "vaelab":
@@ -110,6 +112,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         chosen.importance_samples, chosen.limit = min(chosen.importance_samples, 300), min(chosen.limit or 10, 10)
     others, found = OtherLoad(), {}
     words = ["--importance-samples", str(chosen.importance_samples), "--threads", str(chosen.threads)]
+    words += ["--activation", chosen.activation]
     words += [] if chosen.limit is None else ["--limit", str(chosen.limit)]
     for name in CONTESTANTS:
         with others.measure():
@@ -124,6 +127,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "importance_samples": chosen.importance_samples,
         "threads": chosen.threads,
+        "activation": chosen.activation,
         "contestants": found,
         "ratio": found["vaelab"]["images_per_second"] / found["loop"]["images_per_second"],
         "processor_ratio": found["loop"]["processor_seconds"] / found["vaelab"]["processor_seconds"],
@@ -146,7 +150,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     head = (
         f"K = {result['importance_samples']:,}, {result['contestants']['vaelab']['n']:,} pictures, "
-        f"{result['threads']} threads"
+        f"{result['threads']} threads, {result['activation']}"
     )
     text = [head, "", rows(("", *columns), lines), ""]
     text.append(f"vaelab / loop: {result['ratio']:.2f} by the clock, {result['processor_ratio']:.2f} by the processor")
@@ -164,6 +168,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="of each contestant (default: all)"
     )
+    parser.add_argument("--activation", default="tanh", choices=ACTIVATIONS, help="of the network (tanh)")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.contestant:

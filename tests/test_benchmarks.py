@@ -256,6 +256,7 @@ def quick(script: str, *words: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_quick_ratios() -> None:
     result = quick("throughput.py", "--parts", "ratios", *LEAVE_OUT)
     speeds = result["images_per_second"]

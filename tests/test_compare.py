@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 from scipy import stats
@@ -23,7 +25,7 @@ from test_report import parse, path_points
 
 import vaelab
 from vaelab import pictures, report
-from vaelab.comparison import compare, crossed_mean, figures, holm, measure, tables
+from vaelab.comparison import compare, crossed_mean, figures, groups, holm, measure, tables
 from vaelab.comparison.settings import letter
 from vaelab.errors import InputError
 from vaelab.evaluation.estimates import batches, estimate
@@ -349,9 +351,19 @@ def test_measurements_are_kept_and_follow_the_weights(
         assert compare(copies, importance_samples=3).to_dict() == first.to_dict()
         with pytest.raises(AssertionError, match="measured again"):
             compare(copies, importance_samples=4)
-    damaged = file.read_bytes()
-    file.write_bytes(damaged[:-40])
+    whole = file.read_bytes()
+    for place in (*range(30, len(whole), len(whole) // 40), len(whole) - 40):
+        flipped = bytearray(whole)
+        flipped[place] ^= 0xFF
+        file.write_bytes(flipped)
+        measure._read(copies[0], file)  # pyright: ignore[reportPrivateUsage] # raises nothing
+    file.write_bytes(whole[:-40])
+    assert measure._read(copies[0], file) is None  # pyright: ignore[reportPrivateUsage]
     assert compare(copies, importance_samples=3).to_dict() == first.to_dict()
+    with monkeypatch.context() as patch:  # a plugin that was edited
+        patch.setattr(measure.plugins, "used", lambda _: {"mine.py": "other"})  # pyright: ignore[reportUnknownLambdaType]
+        assert not measure.is_measured(copies[0], measure.Protocol("test", 3))
+    assert measure.is_measured(copies[0], measure.Protocol("test", 3))
     weights = load_file(copies[0].path / "model.safetensors")
     weights["decoder.bias"] += 0.5
     write_tensors(copies[0].path / "model.safetensors", weights)
@@ -386,13 +398,10 @@ def test_the_best_is_told_with_what_is_not_told_apart(
     assert group.differences["B"]["log_px"].p_adjusted == 0.0
 
 
-def test_a_pair_has_one_p_value_in_the_table_and_beside_the_best(
+def test_the_table_counts_its_differences_and_the_verdict_all_pairs(
     runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """C is the best. C - A has p = 0.03, the largest of the two to A, and the smaller of the two to C.
-
-    Each family of two adjusted by itself would say 0.03 in the table, and 0.06 where the best is told.
-    """
+    """C is the best. C - A has p = 0.03, the largest of the two in the table, but not of the three pairs."""
     real = measure.measure
 
     def shifted(run: Run, how: measure.Protocol) -> measure.Measured:
@@ -411,7 +420,34 @@ def test_a_pair_has_one_p_value_in_the_table_and_beside_the_best(
     monkeypatch.setattr(sys.modules["vaelab.comparison.compare"], "measure", shifted)
     (group,) = compare([runs["2-0"], runs["6-0"], Run.open(third.path)], importance_samples=2).groups
     assert [group.differences[one]["log_px"].p_adjusted for one in "BC"] == pytest.approx([0.02, 0.03])
-    assert group.best.letter == "C" and [one.letter for one in group.rivals] == ["B"]
+    assert group.best.letter == "C" and [one.letter for one in group.rivals] == ["A", "B"]
+    assert "Not told apart from it, counting all 3 pairs: A, B." in tables.verdict(group)
+
+
+class Drawn:
+    """What `rivals` needs of a setting: its runs."""
+
+    def __init__(self, letter: str, values: NDArray[np.float64]) -> None:
+        self.letter = letter
+        self.runs = [SimpleNamespace(columns={"log_px": values})]
+        self.seeds = {0: self.runs[0]}
+
+
+@pytest.mark.parametrize("settings", [3, 6])
+def test_of_settings_that_are_alike_one_is_rarely_called_worse_than_the_best(settings: int) -> None:
+    alarms, noise = 0, np.random.default_rng(settings)
+    for _ in range(200):
+        drawn: Any = [Drawn(str(number), noise.standard_normal(100)) for number in range(settings)]
+        best = max(drawn, key=lambda one: one.runs[0].columns["log_px"].mean())
+        alarms += len(groups._rivals(drawn, best, "log_px")) < settings - 1  # pyright: ignore[reportPrivateUsage]
+    assert alarms / 200 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
+
+
+def test_of_settings_that_differ_the_worse_ones_are_told() -> None:
+    noise = np.random.default_rng(0)
+    drawn: Any = [Drawn(str(number), noise.standard_normal(100) - number) for number in (0, 0.1, 2)]
+    rivals = groups._rivals(drawn, drawn[0], "log_px")  # pyright: ignore[reportPrivateUsage]
+    assert rivals == [drawn[1]]
 
 
 # -- what is shown -------------------------------------------------------------------------------------------------

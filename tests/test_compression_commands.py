@@ -447,7 +447,7 @@ def test_a_report_is_consistent_and_says_who_wins(run_cli: Cli, digits_run: Run,
     net = (8 * plain["payload_bytes"] - plain["initial_bits"]) / (plain["examples"] * 64)
     assert found["overhead"] == pytest.approx(net / found["nelbo_bits_per_dim"] - 1)
     assert abs(found["overhead"]) < 0.02
-    assert found["model_bytes"] == (digits_run.path / "codec.safetensors").stat().st_size
+    assert found["model_bytes"] == (digits_run.path / "codec.safetensors").stat().st_size > 1000
     assert found["mode"] == "solid" and len(found["classical"]) == 3
     for way in ("encode", "decode"):
         assert found[f"{way}_per_second"] > 0 and 0 < found[f"coder_share_{way}"] < 1

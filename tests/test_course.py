@@ -47,7 +47,10 @@ def chapter(folder: Path, text: str = SMALL) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * ("02" <= path.stem < "07"), id=path.stem) for path in CHAPTERS],
+)
 def test_a_chapter_runs_and_quotes_what_it_measures(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vaelab.course", "check", "--fast", path.stem],
@@ -66,6 +69,7 @@ def test_a_chapter_at_full_length_measures_what_the_page_tells(path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CHAPTERS[:1], ids=lambda path: path.stem)
 def test_a_chapter_is_a_script(path: Path) -> None:
     done = subprocess.run(
@@ -128,7 +132,7 @@ WRONG = {
     ],
 }
 CASES = [
-    pytest.param(number, *case, marks=[pytest.mark.slow] * (place > 0), id=f"{number}-{place}")
+    pytest.param(number, *case, id=f"{number}-{place}")
     for number, cases in WRONG.items()
     for place, case in enumerate(cases)
 ]
@@ -138,6 +142,7 @@ def test_every_chapter_has_a_wrong_formula() -> None:
     assert [chapters.find_chapter(number) for number in WRONG] == CHAPTERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "right", "wrong"), CASES)
 def test_a_chapter_with_a_wrong_formula_fails(number: str, right: str, wrong: str, tmp_path: Path) -> None:
     text = chapters.find_chapter(number).read_text()
@@ -265,7 +270,7 @@ def test_notebooks_tell_numbers_and_only_one_kind_tells_solutions(tmp_path: Path
     assert "hide-input" in site.cells[3].metadata["tags"] and "x + x" in site.cells[3].source
 
 
-@pytest.mark.parametrize("kind", ["student", "solution"])
+@pytest.mark.parametrize("kind", [pytest.param("student", marks=pytest.mark.slow), "solution"])
 def test_notebooks_are_made_and_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A student's notebook fails at the exercises' checks and nowhere else, one with solutions nowhere."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")

@@ -442,7 +442,12 @@ def test_what_are_no_codes_and_factors_is_refused(change: Callable[..., Any], co
     [
         (lambda z, v: mig(z, v, 1), "bins=1"),
         (lambda z, v: sap(z, v, (2,)), r"unordered=\[2\]: columns of the factors, 0 to 1"),
+        (lambda z, v: sap(z, v, np.array([2])), r"unordered=\[2\]: columns of the factors, 0 to 1"),
         (lambda z, v: irs(z, v, 0), "quantile=0"),
+        (lambda z, v: dci(z, v, seed=-1), "seed=-1: must be from 0 to 4294967295"),
+        (lambda z, v: beta_vae_score(z, v, seed=2**32), "seed=4294967296"),
+        (lambda z, v: factor_vae_score(z, v, seed=-1), "seed=-1"),
+        (lambda z, v: disentanglement_scores(z, v, seed=-1), "seed=-1"),
         (lambda z, v: beta_vae_score(z, v, points=19), "points=19: must be at least 10 a factor, 20"),
         (lambda z, v: factor_vae_score(z, v, points=19), "points=19"),
         (lambda z, v: dci(z, v, folds=2), "folds=2"),

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -609,6 +610,49 @@ def test_a_mistake_in_the_loss_is_named_with_its_line(what: str, examine: Examin
     found = examine(style, *changes)
     assert names(found) == [name], str(found)
     assert line in text_at(tmp_path, found[name].evidence["line"]), str(found)
+
+
+@pytest.mark.parametrize("latents", [6, 32])
+def test_a_mean_over_latents_is_not_taken_for_one_over_examples(latents: int, examine: Examine, tmp_path: Path) -> None:
+    found = examine(
+        "sequential",
+        ("latent=6", f"latent={latents}"),
+        ("- 1 - lv).sum(1)", "- 1 - lv).mean(0)"),
+        ("(rec + kl).mean()", "rec.mean() + kl.mean()"),
+    )
+    assert names(found) == ["effective-beta"], str(found)
+    assert text_at(tmp_path, found["effective-beta"].evidence["line"]) == "return rec.mean() + kl.mean()"
+
+
+def test_model_and_loss_of_one_file_share_what_it_holds(
+    examine: Examine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = ("import torch.nn as nn\n", "import torch.nn as nn\nprint('executed')\n")
+    assert names(examine("classic", counted)) == []
+    assert capsys.readouterr().err.count("executed") == 1
+    assert names(examine("classic", counted, MEAN)) == ["effective-beta"]  # another text: it is read again
+
+
+@pytest.mark.parametrize("with_loss", [True, False])
+def test_a_class_of_a_notebook_is_examined_though_it_has_no_file(
+    with_loss: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, model, loss = WELL["classic"]
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    typed: dict[str, Any] = {"__name__": "__main__"}
+    exec(text.replace("torch.randn_like", "torch.rand_like"), typed)
+    found = vaelab.doctor(
+        data="digits",
+        overrides={"data.binarize": "threshold"},
+        model=typed[model],
+        loss=typed[loss] if with_loss else None,
+    )
+    assert names(found) == ["uniform-noise"], str(found)
+
+
+def test_a_model_that_can_be_called_only_once_is_examined(examine: Examine) -> None:
+    once = "assert not hasattr(self, 'called')\n        self.called = True\n        mu, logvar ="
+    assert names(examine("classic", ("mu, logvar = self.encode", f"{once} self.encode"))) == []
 
 
 def test_the_half_of_the_kl_is_not_taken_for_its_weight(examine: Examine) -> None:

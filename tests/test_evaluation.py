@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from vaelab.evaluation.estimates import ImportanceWeights, Moments
 from vaelab.evaluation.latents import active
 from vaelab.evaluation.likelihood import evaluate_model, examples_of
 from vaelab.model import VAE
+from vaelab.parallel import in_order
 from vaelab.runs import Run
 
 
@@ -95,6 +98,63 @@ def test_memory_does_not_grow_with_the_number_of_samples(
     monkeypatch.setattr(VAE, "decode", watching)
     evaluate_model(model, examples, 20_000, split="test")
     assert 0 < most <= estimates.OUTPUT_NUMBERS
+
+
+def test_threads_change_no_number(trained: tuple[VAE, Split, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples, _, _ = trained
+    alone = evaluate_model(model, examples, 20, split="test")
+    measured, threads = sys.modules["vaelab.evaluation.likelihood"]._measured, set[bool]()
+
+    def noted(*arguments: Any) -> Any:
+        threads.add(threading.current_thread() is threading.main_thread())
+        return measured(*arguments)
+
+    monkeypatch.setattr("vaelab.evaluation.likelihood._measured", noted)
+    torch.set_num_threads(2)
+    try:
+        assert evaluate_model(model, examples, 20, split="test") == alone
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert threads == {False}
+
+
+def test_an_error_in_a_thread_ends_the_work_and_gives_the_threads_back() -> None:
+    def odd(number: int) -> int:
+        assert torch.get_num_threads() == 1
+        if number == 3:
+            raise InputError("three")
+        return number
+
+    taken: list[int] = []
+    torch.set_num_threads(2)
+    try:
+        assert list(in_order(odd, range(3))) == [0, 1, 2]
+        with pytest.raises(InputError, match="three"):
+            taken += in_order(odd, iter(range(100)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_scales_at_their_floor_are_counted_example_by_example(
+    trained: tuple[VAE, Split, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, examples, _, _ = trained
+    some = examples.head(51)  # a batch of 50, and one of 1
+
+    def only_the_last(distribution: Any) -> Tensor:
+        return torch.tensor(float(distribution.logits.shape[0] == 1))
+
+    monkeypatch.setattr(model.likelihood, "fraction_at_floor", only_the_last)
+    assert evaluate_model(model, some, 1, split="test").scale_at_floor == pytest.approx(1 / 51)
+
+
+@pytest.mark.parametrize("num_samples", [[], [0], [5, -1]])
+def test_bounds_of_no_draws_are_refused(trained: tuple[VAE, Split, Tensor, Tensor], num_samples: list[int]) -> None:
+    model, examples, _, _ = trained
+    with pytest.raises(InputError, match="num_samples=.*at least 1"):
+        importance_weighted_bounds(model, examples, num_samples)
 
 
 def test_the_first_k_draws_make_log_px_and_more_make_the_elbo(trained: tuple[VAE, Split, Tensor, Tensor]) -> None:

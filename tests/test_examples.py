@@ -79,6 +79,7 @@ def test_own_pictures_takes_color_pictures_of_any_size(tmp_path: Path) -> None:
     assert abs(red - 200) < 10 and green < 10 and blue < 10
 
 
+@pytest.mark.slow
 def test_compare_prints_the_held_out_numbers_of_four_runs(tmp_path: Path) -> None:
     printed = run_example("compare.py", "--epochs", "1")
     rows = re.findall(r"^(\w+) +(\d+) +(-\d+\.\d\d) ± (\d+\.\d\d) +(\d+)$", printed, re.MULTILINE)

@@ -259,7 +259,7 @@ def test_probabilities_of_many_levels_sum_to_one_in_float32(case: str, levels: i
     likelihood = make(case, (1,), "levels", levels)
     support = torch.arange(40 * levels if case != "beta-binomial" else levels)[:, None] / (levels - 1)
     center = torch.linspace(-2, 2, 5) if case == "beta-binomial" else (torch.linspace(0.01, 0.5, 5) * levels).log()
-    for second in torch.linspace(-3, 25, 8):
+    for second in torch.linspace(-3, 25, 8 if levels < 65536 else 3):
         outputs = torch.stack((center, second.expand(5)), 1)[:, : likelihood.output_shape[0], None]
         log_p = likelihood(outputs).log_prob(support[:, None])
         assert log_p.dtype == torch.float32

@@ -167,6 +167,7 @@ def test_the_plugins_parts_are_what_was_trained(run_cli: Cli, mine: Path, tmp_pa
     assert type(model.prior).__name__ == "Wide" and model.prior.shift.any()  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_plugin_to_the_bit(run_cli: Cli, mine: Path, tmp_path: Path) -> None:  # noqa: F811
     from safetensors.torch import load_file
 

@@ -111,6 +111,7 @@ def test_a_run_of_two_processes(tmp_path: Path) -> None:
     assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed_end_with_the_same_weights(tmp_path: Path) -> None:
     words = ["--data", "digits", "--epochs", "12", "training.checkpoint_seconds=0", "training.ema_decay=0.9", *SMALL]
     assert launch("-m", "vaelab", "train", *words, "--out", "whole", cwd=tmp_path).returncode == 0
@@ -132,6 +133,7 @@ def test_two_processes_killed_and_resumed_end_with_the_same_weights(tmp_path: Pa
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_more_processes_than_validation_examples(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
     words = ["--data", "x.npy", "data.validation=0.02", "data.test=0", "training.batch_size=8", "network.hidden=8"]
@@ -140,6 +142,7 @@ def test_more_processes_than_validation_examples(tmp_path: Path) -> None:
     assert all(np.isfinite(line["validation"]["elbo"]) for line in Run.open(tmp_path / "run").metrics())
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_process_is_one_line(tmp_path: Path) -> None:
     """The disk is full for the first process; the other one only sees it go."""
     command = " ".join([*TORCHRUN, "-m vaelab train --data digits --out run network.hidden=16"])
@@ -152,6 +155,7 @@ def test_a_failure_of_one_process_is_one_line(tmp_path: Path) -> None:
     assert "[rank" not in done.stderr
 
 
+@pytest.mark.slow
 def test_resuming_with_another_number_of_processes_says_so(tmp_path: Path) -> None:
     words = ["--data", "digits", "--epochs", "2", *SMALL, "--out", "run"]
     assert launch("-m", "vaelab", "train", *words, cwd=tmp_path).returncode == 0

@@ -220,6 +220,7 @@ def test_density_and_coverage_of_one_distribution_are_as_expected() -> None:
 
 def test_two_samples_that_never_mix_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(two_sample, "UPDATES", 500)
+    assert two_sample_test(normal(60, 3), normal(60, 3) + 100).stderr == 1 / 60  # all are told, and that is no proof
     found = two_sample_test(normal(60, 3), normal(80, 3, seed=1) + np.array([6, 0, 0]))
     assert found.n == 60 and found.accuracy > 0.98 and found.p_value < 1e-12
     # Same mean and covariance, other shape: for a network with a hidden layer that is a difference, too.
@@ -278,6 +279,33 @@ def test_standard_errors_are_the_spread_over_data(monkeypatch: pytest.MonkeyPatc
     values = [one["mmd_gaussian"].real for one in found]
     told = math.sqrt(np.mean([one["mmd_gaussian"].real_stderr ** 2 for one in found]))
     assert 1.2 < told / np.std(values) < 2.2
+
+
+def test_accuracies_on_the_same_held_out_examples_are_compared_in_pairs() -> None:
+    noise = np.random.default_rng(0)
+    told: list[float] = []
+    found: list[float] = []
+    for _ in range(2000):
+        held = noise.random(40) < 0.7  # the same answers for both
+        tests = [
+            two_sample.TwoSampleTest(
+                0.0, 0.0, 0.0, 80, torch.from_numpy(np.concatenate([held, noise.random(40) < 0.7]))
+            )
+            for _ in range(2)
+        ]
+        found.append(float(tests[0].right.double().mean() - tests[1].right.double().mean()))
+        told.append(summary._error_of_difference(*tests))  # pyright: ignore[reportPrivateUsage]
+    assert np.mean(np.square(told)) == pytest.approx(np.var(found), rel=0.1)
+
+
+def test_no_share_is_told_better_than_one_example_tells_it() -> None:
+    x = torch.from_numpy(normal(20, 3))
+    far = dict.fromkeys(summary.SOURCES, x + 1000)
+    found = summary._scores(x, far, 1.0, 0)[0]  # pyright: ignore[reportPrivateUsage]
+    for name in ("precision", "recall", "coverage"):
+        assert found[name].samples == 0, name  # and so in all halves
+        assert found[name].samples_stderr == found[name].difference_stderr == 1 / 20, name
+    assert found["density"].samples_stderr == 0
 
 
 # -- feature spaces ------------------------------------------------------------------------------------------------

@@ -187,7 +187,11 @@ def test_the_readme_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch, tmp
     assert len(list(Path("runs").glob("*/model.safetensors"))) == trained
 
 
-GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+LONG_GUIDES = ("compare", "compose", "experiment", "many-gpus", "representation")
+GUIDES = [
+    pytest.param(file, marks=[pytest.mark.slow] * (file.stem in LONG_GUIDES), id=file.stem)
+    for file in sorted((ROOT / "docs" / "guides").glob("*.md"))
+]
 
 
 @pytest.fixture
@@ -197,7 +201,7 @@ def _parts_of_a_guide_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_parts_of_a_guide_are_forgotten")
-@pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", GUIDES)
 def test_a_guide_runs_from_top_to_bottom(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_own_data()
     namespace: dict[str, Any] = {}

@@ -203,6 +203,7 @@ def kill_and_resume(folder: Path, words: list[str], kills: int, delays: tuple[fl
     return done
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_the_same_weights(tmp_path: Path) -> None:
     words = ["--data", "digits", "--epochs", "60", "training.checkpoint_seconds=0", "network.hidden=16"]
     words += ["training.threads=1", "training.precision=float32", "data.binarize=dynamic", "training.ema_decay=0.9"]

@@ -175,12 +175,13 @@ def site_test(function: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.site(pytest.mark.xdist_group("site")(function))
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, from a copy of docs/, with short experiments; a warning is an error."""
+@pytest.fixture(scope="session", params=["without-outputs", pytest.param("complete", marks=pytest.mark.slow)])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, from a copy of docs/; a warning is an error. Complete: with the outputs of short experiments."""
     work = tmp_path_factory.mktemp("site")
     shutil.copytree(DOCS, work / "docs", ignore=MADE)
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", "-j", site.JOBS, "docs", "html"]
+    command += ["-D", "nb_execution_mode=off"] if request.param == "without-outputs" else []
     done = subprocess.run(
         command, cwd=work, env={**os.environ, "FAST": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
@@ -344,10 +345,14 @@ def address(built: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def looked_at(names: list[str]) -> list[str]:
-    """All pages but most listings of source code: one template makes these, so every tenth tells of the others."""
+def looked_at(names: list[str], complete: bool) -> list[str]:
+    """All pages but most listings of source code: one template makes these, so every tenth tells of the others.
+
+    Unless `complete`, one page of each folder.
+    """
     listings = [name for name in names if name.startswith("_modules/")]
-    return [name for name in names if name not in listings] + listings[::10]
+    others = [name for name in names if name not in listings]
+    return others + listings[::10] if complete else [*{name.rpartition("/")[0]: name for name in others}.values()]
 
 
 def visit(page: Any, url: str) -> None:
@@ -356,7 +361,9 @@ def visit(page: Any, url: str) -> None:
 
 
 @site_test
-def test_every_page_works_in_a_browser(browser: Any, address: str, pages: dict[str, Page]) -> None:
+def test_pages_work_in_a_browser(
+    browser: Any, address: str, pages: dict[str, Page], request: pytest.FixtureRequest
+) -> None:
     from axe_playwright_python.base import AXE_SCRIPT
 
     faults: list[str] = []
@@ -367,7 +374,7 @@ def test_every_page_works_in_a_browser(browser: Any, address: str, pages: dict[s
     page.on("pageerror", lambda error: faults.append(f"{here[0]}: {error}"))
     page.on("requestfailed", lambda r: faults.append(f"{here[0]}: failed: {r.url}"))
     page.on("request", lambda r: r.url.startswith((address, "data:")) or faults.append(f"{here[0]} asks for {r.url}"))
-    for name in looked_at(list(pages)):
+    for name in looked_at(list(pages), "complete" in request.node.callspec.params.values()):
         here[0] = name
         page.emulate_media(color_scheme="light")
         page.set_viewport_size(WIDE)
@@ -437,6 +444,8 @@ def test_the_pages_can_be_used_by_keyboard(browser: Any, address: str) -> None:
 
 
 @site_test
+@pytest.mark.slow
+@pytest.mark.parametrize("built", ["complete"], indirect=True)
 def test_a_chapter_shows_a_picture_on_its_first_screen(browser: Any, address: str) -> None:
     context = browser.new_context(viewport=WIDE)
     page = context.new_page()

@@ -104,11 +104,13 @@ def doctor(
     from vaelab.diagnosis import doctor as examine
 
     given = words or []
-    run, *more = [word for word in given if model is None or "=" not in word] or [None]
-    if more:
-        raise InputError(f"{run} and {more[0]}: give one run")
+    runs = [word for word in given if model is None or "=" not in word]
+    if len(runs) > 1 and "=" in runs[1] and not Path(runs[1]).exists():
+        raise InputError(f"{runs[1]}: keys are for --model; a run has its own, so leave them out")
+    if len(runs) > 1:
+        raise InputError(f"{runs[0]} and {runs[1]}: give one run")
     overrides = {} if model is None else dict(parse_override(word) for word in given if "=" in word)
-    found = examine(run, model=model, data=data, loss=loss, overrides=overrides)
+    found = examine(runs[0] if runs else None, model=model, data=data, loss=loss, overrides=overrides)
     print_found(found, as_json)
     return int(strict and bool(found.alarms))
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -46,7 +47,8 @@ class Group:
         differences: of each other setting, by its letter, to the baseline; for each number that both have.
         metric: the number that ranks them: log_px if two or more have it, else distortion.
         best: the setting that is best by it.
-        rivals: those that are not clearly worse than the best.
+        rivals: those that are not clearly worse than the best. Chance alone makes some setting the best, so the
+            p-values behind this are adjusted for the number of all pairs (Holm 1979).
         unranked: those that have no such number, or one that is not finite.
     """
 
@@ -80,9 +82,10 @@ def subtract(setting: Setting, other: Setting) -> dict[str, tuple[CrossedMean, i
     }
 
 
-def _differences(settings: Sequence[Setting], baseline: Setting) -> dict[str, dict[str, Difference]]:
+def _differences(settings: Sequence[Setting]) -> dict[str, dict[str, Difference]]:
     """Of all but the baseline to it; p-values of each number adjusted over the settings."""
-    raw = {one.letter: subtract(one, baseline) for one in settings if one is not baseline}
+    baseline, *others = settings
+    raw = {one.letter: subtract(one, baseline) for one in others}
     found: dict[str, dict[str, Difference]] = {key: {} for key in raw}
     for name in COLUMNS:
         these = {key: values[name] for key, values in raw.items() if name in values}
@@ -92,6 +95,17 @@ def _differences(settings: Sequence[Setting], baseline: Setting) -> dict[str, di
         for key, (mean, seeds) in these.items():
             found[key][name] = Difference(mean, p[key], adjusted.get(key), seeds)
     return found
+
+
+def _rivals(settings: Sequence[Setting], best: Setting, metric: str) -> list[Setting]:
+    """Those that are not clearly worse than the best, among all pairs of settings."""
+    pairs = list(combinations(settings, 2))
+    p = [subtract(one, two)[metric][0].p_value for one, two in pairs]
+    tested = [pair for pair, value in zip(pairs, p, strict=True) if value is not None]
+    adjusted = holm([value for value in p if value is not None])
+    clear = [pair for pair, value in zip(tested, adjusted, strict=True) if value < LEVEL]
+    worse = [one for pair in clear if best in pair for one in pair]
+    return [one for one in settings if one is not best and one not in worse]
 
 
 def groups_of(settings: Sequence[Setting]) -> list[Group]:
@@ -110,19 +124,14 @@ def _group(settings: Sequence[Setting]) -> Group:
     measured = [one for one in settings if one.letter in values]
     ranked = [one for one in measured if math.isfinite(values[one.letter])]
     best = max(ranked or measured, key=lambda one: sign * values[one.letter])
-    # A pair has one p-value: where the best is already compared with the baseline, that is what counts.
-    baseline, *others = settings
-    to_baseline = _differences(settings, baseline)
-    to_best = to_baseline if best is baseline else _differences(others, best)
-    to_best = {**to_best, baseline.letter: to_baseline.get(best.letter, {})}
     first = settings[0].runs[0]
     what = f"{'probabilities' if first.discrete else 'densities'} of {describe(first.run.spec)}"
     return Group(
         title=what + (", given their labels" if first.conditional else ""),
         settings=settings,
-        differences=to_baseline,
+        differences=_differences(settings),
         metric=metric,
         best=best,
-        rivals=[one for one in ranked if one is not best and not to_best[one.letter][metric].is_clear],
+        rivals=_rivals(ranked, best, metric),
         unranked=[one for one in settings if one not in ranked],
     )

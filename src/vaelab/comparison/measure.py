@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaelab import __version__
+from vaelab import __version__, plugins
 from vaelab.data import Split
 from vaelab.errors import InputError
 from vaelab.evaluation.estimates import PerExample, batches
@@ -92,10 +91,11 @@ def measure(run: Run, how: Protocol) -> Measured:
     """Measure a run, or read what was found when that was done before.
 
     It is kept in `evaluations/` in the run's folder, under a name that follows from the weights, the configuration, the
-    version of vaelab and `how`. A folder that cannot be written to keeps nothing.
+    plugins, the version of vaelab and `how`. A folder that cannot be written to keeps nothing.
 
     Raises:
-        InputError: the run is incomplete, its data have changed, or it has no such split.
+        InputError: the run is incomplete, or it has no such split. Its data have changed; of a run that was measured
+            before, they are not read.
     """
     file = run.path / FOLDER / f"{_name(how)}-{_key(run, how)}.npz"
     if (found := _read(run, file)) is not None:
@@ -130,7 +130,7 @@ def _name(how: Protocol) -> str:
 def _key(run: Run, how: Protocol) -> str:
     weights = run.path / "model.safetensors"
     check_weights(weights)
-    digest = hashlib.sha256(f"{__version__} {asdict(how)}".encode())
+    digest = hashlib.sha256(f"{__version__} {asdict(how)} {plugins.used(run.config)}".encode())
     for file in (run.path / "config.toml", weights):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
@@ -206,5 +206,5 @@ def _read(run: Run, file: Path) -> Measured | None:
                 **about,
                 **tensors,
             )
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile):
+    except Exception:  # noqa: BLE001 - a damaged archive raises errors of many kinds
         return None

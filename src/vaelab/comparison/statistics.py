@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy.special import stdtrit
 
 LEAST_TAIL = 1e-200  # probabilities below count as 0
 
@@ -33,12 +33,14 @@ class CrossedMean(NamedTuple):
         & Cox 1957, section 4.14). With few seeds this is rather too far than too near: of differences that are chance
         alone, at most about as many as promised pass it. Satterthwaite's degrees of freedom let up to 13 % pass 5 %.
         """
-        of_seeds = float(stats.t.isf(tail, self.seeds - 1)) if self.seed_share else 0.0
-        return self.seed_share * of_seeds + (1 - self.seed_share) * float(stats.t.isf(tail, self.examples - 1))
+        of_seeds = -float(stdtrit(self.seeds - 1, tail)) if self.seed_share else 0.0
+        return self.seed_share * of_seeds - (1 - self.seed_share) * float(stdtrit(self.examples - 1, tail))
 
     @property
     def p_value(self) -> float | None:
         """Two-sided probability of a mean at least as far from 0, if the true one is 0; None without an error."""
+        from scipy.optimize import brentq  # half a second to import
+
         if self.stderr is None or not math.isfinite(self.stderr):
             return None
         if self.stderr == 0 or self.quantile(LEAST_TAIL) < (distance := abs(self.mean) / self.stderr):
@@ -47,7 +49,7 @@ class CrossedMean(NamedTuple):
         def missing(log_tail: float) -> float:
             return self.quantile(math.exp(log_tail)) - distance
 
-        log_tail: Any = optimize.brentq(missing, math.log(LEAST_TAIL), math.log(0.5), xtol=1e-10)
+        log_tail: Any = brentq(missing, math.log(LEAST_TAIL), math.log(0.5), xtol=1e-10)
         return 2 * math.exp(log_tail)
 
     @property

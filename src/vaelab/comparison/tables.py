@@ -100,8 +100,10 @@ def verdict(group: Group) -> str:
     """Which setting is best, and which are not clearly worse."""
     extreme = "Lowest" if group.metric == "distortion" else "Highest"
     said = f"{extreme} {TITLES[group.metric]}: {group.best.letter} ({group.best.label})."
+    pairs = math.comb(len(group.settings) - len(group.unranked), 2)
     if group.rivals:
-        said += f" Not told apart from it: {', '.join(one.letter for one in group.rivals)}."
+        counted = f", counting all {pairs} pairs" if pairs > 1 else ""
+        said += f" Not told apart from it{counted}: {', '.join(one.letter for one in group.rivals)}."
     elif len(group.settings) > 1 + len(group.unranked):
         said += " All others are worse by more than chance explains."
     if group.unranked:

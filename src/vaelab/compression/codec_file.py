@@ -121,18 +121,27 @@ def open_codec(run: Run) -> Codec:
         if made_from in (None, was_made_from):
             return codec
     packed = _Packed(model := quantize(load(run)))
-    metadata = {
-        "format": str(FORMAT),
-        "structure": packed.structure,
-        "made_from": str(made_from),
-        "hashes": b"".join(packed.hashes).hex(),
-    }
     try:
         with replacing(path) as temporary:
-            temporary.write_bytes(save(packed.tensors, metadata))
+            temporary.write_bytes(_file(packed, str(made_from)))
     except OSError:
         pass  # a folder that cannot be written to: the next one makes it again
     return Codec(model, *packed.hashes)
+
+
+def _file(packed: _Packed, made_from: str) -> bytes:
+    metadata = {
+        "format": str(FORMAT),
+        "structure": packed.structure,
+        "made_from": made_from,
+        "hashes": b"".join(packed.hashes).hex(),
+    }
+    return save(packed.tensors, metadata)
+
+
+def file_size(codec: Codec) -> int:
+    """How many bytes a codec takes as a file."""
+    return len(_file(_Packed(codec.model), codec.model_hash.hex()))  # a hash in the place of the weights' own
 
 
 def read_codec(path: Path) -> tuple[Codec, str]:

@@ -2,16 +2,13 @@
 
 import io
 import os
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vaelab.compression import cargo
@@ -22,13 +19,12 @@ from vaelab.compression.quantize import CodecModel
 from vaelab.errors import CorruptFile, InputError
 from vaelab.evaluation.likelihood import examples_of
 from vaelab.files import replacing
+from vaelab.parallel import in_order
 from vaelab.runs import Run
 
 RunPath = str | os.PathLike[str] | Run
 Levels = NDArray[np.integer[Any]]
 CHUNK = 1000
-_One = TypeVar("_One")
-_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -94,9 +90,10 @@ def compress(
         verify: decode all of it again before the file is written.
 
     Raises:
-        InputError: the model has no codec, or the input does not suit it.
+        InputError: the model has no codec, the input does not suit it, or there is no such mode.
+        AssertionError: what was decoded is not what was encoded, which is a defect of vaelab. No file is written.
     """
-    codec, taken = prepare(run, source, out, split, chunk, tile)
+    codec, taken = prepare(run, source, out, split, mode, chunk, tile)
     data, made = pack(codec, taken, mode, chunk)
     if verify:
         check(codec, data, taken.examples)
@@ -145,11 +142,14 @@ def prepare(
     source: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     split: str | None,
+    mode: Mode,
     chunk: int,
     tile: bool,
 ) -> tuple[Codec, cargo.Cargo]:
     """Check what can be checked before any work is done; then the codec of the run, and the examples."""
     run = Run.open(run)
+    if mode not in get_args(Mode):
+        raise InputError(f"mode={mode}: must be {' or '.join(get_args(Mode))}")
     if chunk < 0:
         raise InputError(f"chunk={chunk}: must be at least 1, or 0 for one chunk of everything")
     _check_out(Path(out), source)
@@ -180,7 +180,7 @@ def pack(codec: Codec, taken: cargo.Cargo, mode: Mode, chunk: int) -> tuple[byte
             return Chunk((_stream(codec.model, part),))
         return Chunk(tuple(_stream(codec.model, part[at : at + 1]) for at in range(len(part))))
 
-    chunks = tuple(_each(made, parts))
+    chunks = tuple(in_order(made, parts))
     container = Container(mode, codec.model_hash, codec.tables_hash, taken.description, content_hash(examples), chunks)
     return write_container(container), container
 
@@ -198,7 +198,7 @@ def unpack(codec: Codec, reader: Reader, wanted: Sequence[int] | None = None) ->
         found = [_decode(codec.model, stream, reader) for stream in chunk.streams]
         return np.concatenate([examples for examples, _ in found]), all(whole for _, whole in found)
 
-    found = list(_each(decoded, chunks))
+    found = list(in_order(decoded, chunks))
     if wanted is None:
         examples = np.concatenate([np.empty((0, *codec.model.shape), np.int32), *(part for part, _ in found)])
         if content_hash(examples) != reader.content_hash:
@@ -262,23 +262,3 @@ def _decode(model: CodecModel, stream: Stream, reader: Reader) -> tuple[NDArray[
     if examples is None:
         raise reader.fault("it cannot be decoded")
     return examples, whole
-
-
-def _each(function: Callable[[_One], _Made], items: Sequence[_One]) -> Sequence[_Made]:
-    """Of each item, in order; as many at once as torch has threads, each with one."""
-    threads = torch.get_num_threads()
-    if threads == 1 or len(items) < 2:
-        return [function(item) for item in items]
-    with one_thread(), ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))
-
-
-@contextmanager
-def one_thread() -> Generator[None]:
-    """Torch with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

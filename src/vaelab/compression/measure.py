@@ -11,13 +11,14 @@ import torch
 
 from vaelab.compression import lossless
 from vaelab.compression.classical import Classical, classical
-from vaelab.compression.codec_file import NAME
+from vaelab.compression.codec_file import file_size
 from vaelab.compression.codecs import Message
 from vaelab.compression.container import Mode
 from vaelab.data import Split
 from vaelab.errors import InputError
 from vaelab.evaluation.estimates import batches, estimate
 from vaelab.model import Model
+from vaelab.parallel import one_thread
 from vaelab.runs import Run, load
 
 DRAWS = 16  # of z, for −ELBO
@@ -112,21 +113,20 @@ def measure(
         InputError: as `compress`; or there are no examples.
     """
     run = Run.open(run)
-    codec, taken = lossless.prepare(run, source, out, split, chunk, tile)
+    codec, taken = lossless.prepare(run, source, out, split, mode, chunk, tile)
     if not len(taken.examples):
         raise InputError("there are no examples to measure; compress them without a report")
-    with lossless.one_thread():
+    with one_thread():
         (data, made), encoding, encode_share = _timed(lambda: lossless.pack(codec, taken, mode, chunk))
         _, decoding, decode_share = _timed(lambda: lossless.check(codec, data, taken.examples))
         nelbo = -_elbo(load(run), Split(torch.from_numpy(taken.examples), scale=codec.model.levels - 1))
     compressed = lossless.write(data, made, taken, out)
     n, bits = compressed.examples, math.log(2) * compressed.dims
     net = (8 * compressed.payload_bytes - compressed.initial_bits) / (n * compressed.dims)
-    path = run.path / NAME
     return Measured(
         compressed=compressed,
         mode=mode,
-        model_bytes=path.stat().st_size if path.is_file() else 0,
+        model_bytes=file_size(codec),
         nelbo_nats=nelbo,
         nelbo_bits_per_dim=nelbo / bits,
         overhead=net / (nelbo / bits) - 1,

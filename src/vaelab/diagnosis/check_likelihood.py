@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from vaelab.diagnosis import drawings
@@ -122,6 +121,8 @@ def pull(likelihood: LocScaleDistribution, x: Tensor) -> float:
 
 def fitting_scale(likelihood: LocScaleDistribution, x: Tensor) -> float:
     """The one scale under which x [B, *event] is most probable, all else as it is."""
+    from scipy.optimize import minimize_scalar  # half a second to import
+
     start = math.log(float(likelihood.scale))
 
     def cost(shift: float) -> float:

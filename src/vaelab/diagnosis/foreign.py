@@ -14,7 +14,7 @@ from vaelab.diagnosis.reading import read
 from vaelab.diagnosis.tracing import Tracer, raised_by
 from vaelab.errors import InputError
 
-EXAMPLES = 32  # of one call; even, for the loss is also asked with half of them
+EXAMPLES = 38  # of one call: even, for the loss is also asked with half of them, and seldom a number of latents
 STATISTICS_EXAMPLES = 2_000
 
 OF_FORWARD: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
@@ -63,7 +63,7 @@ def examine(found: Any, reference: str, dataset: Dataset, loss: Loss | None) -> 
     data = dataset["train"].head(STATISTICS_EXAMPLES).fixed(0).batch().cpu()
     if len(data) < EXAMPLES:
         raise InputError(f"--data: {len(data)} training examples; at least {EXAMPLES} are needed")
-    subject = model_file.fit(model_file.build(found, reference).cpu(), data[:EXAMPLES])
+    subject = model_file.fit(model_file.on_cpu(model_file.build(found, reference)), data[:EXAMPLES])
     reading = read(subject)
     seen = Tracer()
     reading.outputs = subject.run(seen)

@@ -1,6 +1,6 @@
 """Checks of a foreign loss: whether it works, what its reconstruction term is, and what its KL is."""
 
-import inspect
+import linecache
 import math
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign_ranges import double_sigmoid
 from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS
 from vaelab.diagnosis.loss_terms import Kl, LossTerms
-from vaelab.diagnosis.model_file import change, leave, line_of, line_with, text_of
+from vaelab.diagnosis.model_file import change, file_of, leave, line_of, line_with, text_of
 from vaelab.diagnosis.patient import Failure, Patient
 from vaelab.diagnosis.reading import words
 from vaelab.diagnosis.tracing import Call
@@ -57,12 +57,10 @@ ILLNESSES = (
 
 def missing(p: Patient) -> Iterator[Finding]:
     """No loss was given: only what the file of the model shows."""
-    file = inspect.getsourcefile(type(p.subject.model))
-    text = Path(file).read_text(encoding="utf-8") if file and "site-packages" not in file else ""
-    lines = [
-        n for n, line in enumerate(text.splitlines(), 1) if re.search("cross_entropy_with_logits|BCEWithLogits", line)
-    ]
-    if file and lines and p.bounds == (0.0, 1.0):
+    file = file_of(type(p.subject.model))
+    text = [] if "site-packages" in file else linecache.getlines(file)
+    lines = [n for n, line in enumerate(text, 1) if re.search("cross_entropy_with_logits|BCEWithLogits", line)]
+    if lines and p.bounds == (0.0, 1.0):
         line = f"{Path(file).name}:{lines[0]}"
         yield double_sigmoid(
             p,

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import importlib.util
 import inspect
 import linecache
@@ -22,7 +23,7 @@ from torch import Tensor, distributions, nn
 from vaelab.diagnosis.tracing import Call, Tracer, raised_by
 from vaelab.errors import InputError
 
-_executed: dict[Path, ModuleType] = {}
+_executed: dict[str, ModuleType] = {}  # by name, which follows from path and text
 
 
 def find(reference: str, option: str) -> Any:
@@ -75,9 +76,10 @@ def arguments(loss: Callable[..., Any] | None) -> list[str]:
 
 
 def _execute(path: Path, option: str) -> ModuleType:
-    if path in _executed:
-        return _executed[path]
-    name = f"vaelab_examined_{path.stem}"
+    digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()
+    name = f"vaelab_examined_{path.stem}_{digest[:12]}"
+    if name in _executed:  # --model and --loss of one file share what it holds
+        return _executed[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -88,7 +90,7 @@ def _execute(path: Path, option: str) -> ModuleType:
         except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise InputError(f"{option} {path.name}: {told(error)}; can it be imported?") from error
-    return module
+    return _executed.setdefault(name, module)
 
 
 @contextlib.contextmanager
@@ -264,10 +266,14 @@ class Subject:
         with as_script(checks=not changed), tracer:
             return self.taken_apart(model(self.x))
 
-    def again(self, tracer: Tracer) -> list[Output]:
-        """Outputs of the copy that ran last, once more, after other random numbers."""
-        with as_script(seed=1), tracer:
-            return self.taken_apart(self.last(self.x))
+    def again(self, tracer: Tracer) -> bool:
+        """Run the copy that ran last once more, after other random numbers; whether it bears a second call."""
+        try:
+            with as_script(seed=1), tracer:
+                self.last(self.x)
+        except Exception:  # noqa: BLE001 - somebody's code may raise anything
+            return False
+        return True
 
     def try_run(self, tracer: Tracer, scale: float, signs: int | None = None) -> list[Output] | None:
         """The same; None where the model does not bear such weights."""
@@ -341,6 +347,12 @@ def _copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(one): one.detach() for one in every if not one.is_leaf})
 
 
+def on_cpu(model: nn.Module) -> nn.Module:
+    """The model itself, or a copy where it lies on another device."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return model if all(one.is_cpu for one in tensors) else _copied(model).cpu()
+
+
 def _awake(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy of which all parts do something.
 
@@ -384,6 +396,14 @@ def change(call: Call | None, rewrite: Callable[[str], str], otherwise: str) -> 
 def leave(text: str) -> str:
     """No rewriting: `change` then says what to do in words."""
     return text
+
+
+def file_of(kind: type) -> str:
+    """The file that a class is written in; none of what was typed into a notebook or at a prompt."""
+    try:
+        return inspect.getfile(kind)
+    except (OSError, TypeError):
+        return ""
 
 
 def line_with(thing: Any, *words: str, first: bool = False) -> tuple[str, str]:

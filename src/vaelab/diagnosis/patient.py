@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vaelab.diagnosis.foreign_paths import last_step
 from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.model_file import Output, Subject, line_of, line_with, text_of
+from vaelab.diagnosis.model_file import Output, Subject, file_of, line_of, line_with, text_of
 from vaelab.diagnosis.reading import Reading
 from vaelab.diagnosis.tracing import Call, Tracer
 
@@ -152,7 +152,7 @@ class Patient:
         """
         torch_folder = str(Path(inspect.getfile(nn.Module)).parents[2])
         kinds = {type(module): None for module in self.subject.model.modules()}
-        own = [kind for kind in kinds if not str(inspect.getfile(kind)).startswith(torch_folder)]
+        own = [kind for kind in kinds if not file_of(kind).startswith(torch_folder)]
         found = [line_with(thing, *words, first=first) for thing in [*own, self.found]]
         found = [(where, text) for where, text in found if where]
         return found[-1 if first else 0] if found else ("", "")

@@ -98,7 +98,7 @@ def read(subject: Subject) -> Reading:
     """
     seen, again = Tracer(), Tracer()
     found = subject.run(seen)
-    subject.again(again)
+    twice = subject.again(again)
     reconstruction, latents = _by_shape(subject, found)
     shape = found[latents[0]].tensor.shape
 
@@ -120,7 +120,7 @@ def read(subject: Subject) -> Reading:
     if not noise.reaches and not draws:
         noise.reaches = moved(found[reconstruction].tensor, subject.run(Tracer())[reconstruction].tensor)
     noise.shared = bool(draws) and all(draw.values.numel() < shape.numel() for draw in draws)
-    noise.repeats = bool(draws) and all(
+    noise.repeats = bool(twice and draws) and all(
         a.values.equal(b.values) for a, b in zip(seen.draws, again.draws, strict=False) if of_latents(a.values)
     )
     mean, spread, how = _mean_and_spread(still, loud, reconstruction, fixed, draws)

@@ -51,11 +51,11 @@ def rate_distortion(
     for run in opened[1:]:
         if run.about.get("fingerprint") != opened[0].about.get("fingerprint"):
             raise InputError(f"{run}: trained on other data than {opened[0]}; their distortions cannot be compared")
-    models = [load(run) for run in opened]
-    for run, model in zip(opened, models, strict=True):
-        if model.likelihood.discrete != models[0].likelihood.discrete:
+    kinds = [(model.likelihood.discrete, model.labels is None) for model in map(load, opened)]
+    for run, (discrete, unconditional) in zip(opened, kinds, strict=True):
+        if discrete != kinds[0][0]:
             raise InputError(f"{run}: of {run} and {opened[0]} one has probabilities, the other densities")
-        if (model.labels is None) != (models[0].labels is None):
+        if unconditional != kinds[0][1]:
             raise InputError(f"{run}: of {run} and {opened[0]} one is given the labels, the other is not")
     points: list[RatePoint] = []
     for run in opened:

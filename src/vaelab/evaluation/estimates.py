@@ -117,7 +117,11 @@ def chunks_of_terms(
         yield model.terms(x, min(at_once, num_samples - start), noise, y=y)
 
 
-def batches(split: Split, seed: int, size: int = EXAMPLES) -> Iterator[tuple[Tensor, Tensor | None, torch.Generator]]:
+Batch = tuple[Tensor, Tensor | None, torch.Generator]
+"""Examples x [B, *event], their labels y [B] if there are any, and a source of noise."""
+
+
+def batches(split: Split, seed: int, size: int = EXAMPLES) -> Iterator[Batch]:
     """Batches of a split, x and labels y, each with a generator of its own; what is unusable is left out."""
     keep_freed_memory()
     rows = torch.arange(len(split)).split(size)

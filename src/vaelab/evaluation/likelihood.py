@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -20,7 +21,7 @@ from vaelab.evaluation.annealed import (
     check_annealing,
     examples_at_once,
 )
-from vaelab.evaluation.estimates import PerExample, batches, chunks_of_terms, estimate
+from vaelab.evaluation.estimates import Batch, PerExample, batches, chunks_of_terms, estimate
 from vaelab.evaluation.gaps import Fit, check_gaps
 from vaelab.evaluation.gaps import gaps as measure_gaps
 from vaelab.evaluation.latents import active
@@ -30,6 +31,7 @@ from vaelab.evaluation.result import AVERAGES, GAPS, Evaluation, Method
 from vaelab.evaluation.surgery import check_split, rate_split
 from vaelab.model import Model
 from vaelab.noise import generator
+from vaelab.parallel import in_order
 from vaelab.runs import Run, load
 
 DRAWS = 64
@@ -123,15 +125,14 @@ def evaluate_each(
 ) -> tuple[Evaluation, list[PerExample]]:
     """The averages, and what they are averages of: the numbers of every example, batch by batch."""
     model.eval()
-    draws = max(importance_samples, DRAWS)
     parts: list[PerExample] = []
     means: list[Tensor] = []
     floors: list[Tensor] = []
-    for x, y, noise in batches(examples, seed):
-        parts.append(estimate(model, x, importance_samples, draws, noise, y))
-        posterior = model.encode(x, y=y)
-        means.append(posterior.mean)
-        floor = model.likelihood.fraction_at_floor(model.decode(posterior.mean, y=y))
+    measured = partial(_measured, model, importance_samples)
+    each = in_order if examples.device.type == "cpu" else map
+    for part, mean, floor in each(measured, batches(examples, seed)):
+        parts.append(part)
+        means.append(mean)
         floors += [] if floor is None else [floor]
     if not parts:
         raise InputError(f"{split}: every example holds NaN or infinite values; there is nothing to evaluate")
@@ -156,13 +157,23 @@ def evaluate_each(
         bits_per_dim=_bits_per_dim(model, numbers["log_px"]),
         active_units=int(active(latents, model.latents).sum()) if sizes else None,
         latent_dim=model.latents.count,
-        scale_at_floor=float(torch.stack(floors).mean()) if floors else None,
+        scale_at_floor=float(torch.stack(floors).sum()) / len(latents) if floors else None,
         rates={name: float(torch.cat([part.rates[name] for part in parts]).mean()) for name in parts[0].rates} or None,
         log_px_method="importance" if draws_differ or not sizes else "elbo",
         untrusted=untrusted,
         warning=_warning(model, untrusted, importance_samples),
     )
     return averages, parts
+
+
+@torch.no_grad()  # which holds for one thread
+def _measured(model: Model, importance_samples: int, batch: Batch) -> tuple[PerExample, Tensor, Tensor | None]:
+    """The numbers of every example; posterior means [B, D]; how many scales are at their floor, as a mean over each."""
+    x, y, noise = batch
+    part = estimate(model, x, importance_samples, max(importance_samples, DRAWS), noise, y)
+    mean = model.encode(x, y=y).mean
+    floor = model.likelihood.fraction_at_floor(model.decode(mean, y=y))
+    return part, mean, None if floor is None else floor * len(x)
 
 
 @torch.no_grad()
@@ -181,8 +192,10 @@ def importance_weighted_bounds(model: Model, examples: Split, num_samples: Seque
         [len(num_samples), N] float64, in nats.
 
     Raises:
-        InputError: the posterior has no density.
+        InputError: the posterior has no density, a k is below 1, or there is no k, or no usable example.
     """
+    if not num_samples or min(num_samples) < 1:
+        raise InputError(f"num_samples={list(num_samples)}: give numbers of draws, each at least 1")
     model.eval()
     most = max(num_samples)
     columns: list[Tensor] = []
@@ -192,6 +205,8 @@ def importance_weighted_bounds(model: Model, examples: Split, num_samples: Seque
             raise InputError("the posterior has no density, so there are no importance weights")
         log_weights = torch.cat([weights for weights in found if weights is not None]).double()
         columns.append(torch.stack([_bound(log_weights, k) for k in num_samples]))
+    if not columns:
+        raise InputError("every example holds NaN or infinite values; there is nothing to evaluate")
     return torch.cat(columns, dim=1)
 
 

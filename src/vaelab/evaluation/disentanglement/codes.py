@@ -15,6 +15,12 @@ ROUNDING = 1e-6
 """Spread over size, below which a latent is constant: some float32 rounding errors."""
 
 
+def check_seed(seed: int) -> None:
+    """Raise an InputError for what numpy and scikit-learn take as no seed."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed}: must be from 0 to {2**32 - 1}")
+
+
 def checked(codes: ArrayLike, factors: ArrayLike) -> tuple[Codes, Factors]:
     """Codes [N, D] as float64, and factors [N, F] as int64. A latent that is constant but for rounding is 0 in all.
 

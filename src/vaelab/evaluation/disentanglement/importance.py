@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from vaelab.errors import InputError
-from vaelab.evaluation.disentanglement.codes import Codes, checked
+from vaelab.evaluation.disentanglement.codes import Codes, check_seed, checked
 
 Regressor = Literal["boosting", "forest"]
 FOLDS = 3
@@ -26,7 +26,8 @@ class DCI:
         completeness: whether each factor is told by one latent only.
         informativeness: how well the factors are predicted: accuracy on examples that were not fitted, averaged over
             factors. (The paper reports an error; this is higher where more is told.)
-        importance: [D, F], of latent d for predicting factor f; each column adds up to 1.
+        importance: [D, F], of latent d for predicting factor f; each column adds up to 1, or to less where a
+            factor, or all latents, do not vary in a fold.
         informativeness_stderr: over the examples that were tested.
         disentanglement_stderr, completeness_stderr: delete-a-group jackknife over the folds; None for one fold. With
             three folds that has two degrees of freedom: a rough figure.
@@ -64,10 +65,11 @@ def dci(
         seed: of the division and the regressors.
 
     Raises:
-        InputError: what these arrays hold are no codes and factors, fewer examples than 3 a fold, two folds, or
-            another regressor.
+        InputError: what these arrays hold are no codes and factors, fewer examples than 3 a fold, two folds,
+            another regressor, or a seed below 0 or of more than 32 bits.
     """
     z, v = checked(codes, factors)
+    check_seed(seed)
     if regressor not in get_args(Regressor):
         raise InputError(f"regressor={regressor}: must be {' or '.join(get_args(Regressor))}")
     if folds < 1 or folds == 2:

@@ -118,12 +118,13 @@ def sap(codes: ArrayLike, factors: ArrayLike, unordered: Collection[int] = (), b
             fewer than two bins.
     """
     z, v = checked(codes, factors)
-    if not set(unordered) <= set(range(v.shape[1])):
-        raise InputError(f"unordered={list(unordered)}: columns of the factors, 0 to {v.shape[1] - 1}")
+    columns = [int(column) for column in unordered]
+    if not set(columns) <= set(range(v.shape[1])):
+        raise InputError(f"unordered={columns}: columns of the factors, 0 to {v.shape[1] - 1}")
     correlations = _squared_correlations(z, v.astype(np.float64))
-    if unordered:
+    if columns:
         binned = _binned(z, bins)
-        for column in unordered:
+        for column in columns:
             correlations[:, column] = _balanced_accuracies(_counts(binned, v[:, column], bins))
     return float(lead(correlations).mean())
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vaelab.errors import InputError
-from vaelab.evaluation.disentanglement.codes import Cells, checked, varying
+from vaelab.evaluation.disentanglement.codes import Cells, check_seed, checked, varying
 
 POINTS = 2000
 EXAMPLES = 64
@@ -32,7 +32,8 @@ def beta_vae_score(codes: ArrayLike, factors: ArrayLike, *, points: int = POINTS
         seed: of all draws.
 
     Raises:
-        InputError: what these arrays hold are no codes and factors, or fewer than 10 points a factor.
+        InputError: what these arrays hold are no codes and factors, fewer than 10 points a factor, or a seed
+            below 0 or of more than 32 bits.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -40,6 +41,7 @@ def beta_vae_score(codes: ArrayLike, factors: ArrayLike, *, points: int = POINTS
 
     z, v = checked(codes, factors)
     _check_points(points, v.shape[1])
+    check_seed(seed)
     noise = np.random.default_rng(seed)
     held = noise.integers(v.shape[1], size=2 * points)
     x = np.empty((2 * points, z.shape[1]))
@@ -64,6 +66,7 @@ def factor_vae_score(codes: ArrayLike, factors: ArrayLike, *, points: int = POIN
     """
     z, v = checked(codes, factors)
     _check_points(points, v.shape[1])
+    check_seed(seed)
     kept = varying(z)
     if not kept.any():
         return 1 / v.shape[1]

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from vaelab.errors import InputError
-from vaelab.evaluation.disentanglement.codes import Codes, Factors, checked
+from vaelab.evaluation.disentanglement.codes import Codes, Factors, check_seed, checked
 from vaelab.evaluation.disentanglement.importance import FOLDS, Regressor, dci
 from vaelab.evaluation.disentanglement.information import BINS, mig, modularity, mutual_information, sap
 from vaelab.evaluation.disentanglement.intervention import QUANTILE, beta_vae_score, factor_vae_score, irs
@@ -142,9 +142,11 @@ def disentanglement_scores(
         seed: of all draws.
 
     Raises:
-        InputError: what these arrays hold are no codes and factors, or one replicate.
+        InputError: what these arrays hold are no codes and factors, one replicate, or a seed below 0 or of
+            more than 32 bits.
     """
     z, v = checked(codes, factors)
+    check_seed(seed)
     used = np.ptp(z, axis=0) > 0 if active is None else np.asarray(active, np.bool_)
     if used.shape != z.shape[1:]:
         raise InputError(f"active is {list(used.shape)} for {z.shape[1]} latents; give one value each")
@@ -164,6 +166,7 @@ def disentanglement_scores(
     shuffled = z[noise.permutation(len(z))]
     samples = [_resampled(v, noise) for _ in range(replicates)]
     folds = FOLDS if replicates else 1
+    unordered = [int(column) for column in unordered]
     how = _how(bins, regressor, folds, seed, unordered)
     scores: dict[str, DisentanglementScore] = {}
     for name, measure in measures.items():

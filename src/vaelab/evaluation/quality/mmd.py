@@ -51,7 +51,7 @@ def median_width(x: Rows) -> float:
     2,000 rows, the first 2,000 are taken.
 
     Raises:
-        InputError: half of the rows are the same.
+        InputError: more than half of the distances are 0.
     """
     one, _ = pair(x, x)
     one = one[:MEDIAN_ROWS]

@@ -1,6 +1,5 @@
 """`sample_quality`: how close the samples of a run come to real examples it has not seen."""
 
-import math
 import os
 from collections.abc import Callable
 from typing import NamedTuple, get_args
@@ -23,7 +22,7 @@ from vaelab.evaluation.quality.frechet import MOST_DIMENSIONS, frechet_bias, fre
 from vaelab.evaluation.quality.mmd import gaussian_mmd, median_width, polynomial_mmd
 from vaelab.evaluation.quality.neighbors import expected_coverage, neighbor_scores
 from vaelab.evaluation.quality.record import SOURCES, QualityScore, SampleQuality
-from vaelab.evaluation.quality.two_sample import two_sample_test
+from vaelab.evaluation.quality.two_sample import TwoSampleTest, two_sample_test
 from vaelab.model import Model
 from vaelab.noise import generator
 from vaelab.runs import Run, load
@@ -31,6 +30,7 @@ from vaelab.runs import Run, load
 LIMIT = 2000
 LEAST = 20
 HALVES = 10
+SHARES = ("precision", "recall", "coverage")
 FITTED_SHARE = 0.8  # of the training examples, for the feature space; real examples to compare with are the others
 FITTED_NUMBERS = 50_000_000  # values of examples that a feature space is fitted on: 200 MB
 _AT_ONCE = 500
@@ -61,7 +61,8 @@ def sample_quality(
 
     A standard error is the spread of the measure over 10 random halves of both sets (delete-half jackknife). What is a
     mean over examples has that error as a whole. For MMD² near 0 it is up to √3 times too large. 10 halves tell it to
-    about a quarter. That of the two-sample test is over test examples.
+    about a quarter. No share of N examples is told better than to 1/N. The error of the two-sample test is over test
+    examples.
 
     Args:
         run: a run folder.
@@ -231,13 +232,14 @@ def _scores(
         return float(torch.tensor([of(one) for one in halves], dtype=torch.float64).std())
 
     def score(name: str) -> QualityScore:
+        least = 1 / n if name in SHARES else 0.0  # few halves may all agree
         values = {source: whole[source][name] for source in SOURCES}
-        errors = {f"{source}_stderr": spread(lambda one: one[source][name]) for source in SOURCES}  # noqa: B023
+        errors = {f"{source}_stderr": max(least, spread(lambda one: one[source][name])) for source in SOURCES}  # noqa: B023
         return QualityScore(
             **values,
             **errors,
             difference=values["samples"] - values["real"],
-            difference_stderr=spread(lambda one: one["samples"][name] - one["real"][name]),
+            difference_stderr=max(least, spread(lambda one: one["samples"][name] - one["real"][name])),
             expected=expected.get(name),
         )
 
@@ -248,7 +250,15 @@ def _scores(
         **values,
         **errors,
         difference=values["samples"] - values["real"],
-        difference_stderr=math.hypot(tests["samples"].stderr, tests["real"].stderr),
+        difference_stderr=_error_of_difference(tests["samples"], tests["real"]),
         expected=0.5,
     )
     return scores, {source: test.p_value for source, test in tests.items()}
+
+
+def _error_of_difference(one: TwoSampleTest, other: TwoSampleTest) -> float:
+    """Of the difference of two accuracies: half of each is over the same held-out examples, so these are paired."""
+    n = one.n // 2
+    held, made = ([test.right[part].double() for test in (one, other)] for part in (slice(n), slice(n, None)))
+    variance = (held[0] - held[1]).var() + made[0].var() + made[1].var()
+    return max(1 / one.n, float((variance / (4 * n)).sqrt()))

@@ -1,10 +1,10 @@
 """Can a classifier tell two samples apart?"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from scipy import stats
+from torch import Tensor
 
 from vaelab.evaluation.quality.arrays import Rows, pair
 from vaelab.evaluation.quality.classifier import trained
@@ -23,12 +23,14 @@ class TwoSampleTest:
         stderr: of the accuracy, over test examples.
         p_value: the probability of so many right answers or more, were both samples of one distribution.
         n: how many examples it was tested on.
+        right: which of them it told right, [n] bool: the first half is of the one sample, the second of the other.
     """
 
     accuracy: float
     stderr: float
     p_value: float
     n: int
+    right: Tensor = field(repr=False, compare=False)
 
 
 def two_sample_test(x: Rows, y: Rows, *, seed: int = 0) -> TwoSampleTest:
@@ -48,6 +50,8 @@ def two_sample_test(x: Rows, y: Rows, *, seed: int = 0) -> TwoSampleTest:
     Raises:
         InputError: no two samples of one number of features, or fewer than 4 examples of each.
     """
+    from scipy.stats import hypergeom  # a second to import, and every command would wait for it
+
     one, other = pair(x, y, 4)
     n = min(len(one), len(other))
     noise = generator(seed, "two-sample")
@@ -56,11 +60,13 @@ def two_sample_test(x: Rows, y: Rows, *, seed: int = 0) -> TwoSampleTest:
     labels = [torch.arange(2).repeat_interleave(size) for size in (n - n // 2, n // 2)]
     network = trained(learn, labels[0], HIDDEN, 2, updates=UPDATES, key=(seed, "two-sample"))
     answers = network(test).argmax(1)
-    accuracy = float((answers == labels[1]).double().mean())
+    right = answers == labels[1]
+    accuracy = float(right.double().mean())
     hits = int((answers * labels[1]).sum())  # right answers "of the second sample"; all others follow from them
     return TwoSampleTest(
         accuracy=accuracy,
-        stderr=math.sqrt(accuracy * (1 - accuracy) / len(test)),
-        p_value=float(stats.hypergeom.sf(hits - 1, len(test), n // 2, int(answers.sum()))),
+        stderr=max(1 / len(test), math.sqrt(accuracy * (1 - accuracy) / len(test))),
+        p_value=float(hypergeom.sf(hits - 1, len(test), n // 2, int(answers.sum()))),
         n=len(test),
+        right=right,
     )
