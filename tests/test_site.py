@@ -304,6 +304,7 @@ DOLLARS = r"""() => { const copy = document.querySelector('article').cloneNode(t
     copy.querySelectorAll('pre, code, .math, script, style').forEach(one => one.remove());
     return copy.textContent.match(/\$+[^$\n]{1,80}\$+|\\\(|\\\[|\{\{\w/g) || [] }"""
 PICTURES = "() => [...document.images].filter(one => one.complete && !one.naturalWidth).map(one => one.src)"
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 UNREACHABLE = """() => [...document.querySelectorAll('article *')].filter(one => one.scrollWidth > one.clientWidth + 1
     && one.clientWidth && ['auto', 'scroll'].includes(getComputedStyle(one).overflowX) && one.tabIndex < 0
     && ![...one.querySelectorAll('a, button')].length).map(one => one.outerHTML.slice(0, 120))"""
@@ -382,7 +383,7 @@ def test_pages_work_in_a_browser(
         for script, what in ((FORMULAE, "formula"), (DOLLARS, "raw"), (PICTURES, "picture")):
             faults += [f"{name}: {what}: {one}" for one in page.evaluate(script)]
         page.set_viewport_size(NARROW)
-        page.wait_for_timeout(50)
+        page.evaluate(DRAWN)  # the page has been told of its new size by then
         if page.evaluate(OVERFLOW) > 0:
             faults.append(f"{name}: {page.evaluate(OVERFLOW)} px too wide at 360")
         faults += [f"{name}: cannot be scrolled by keyboard: {one}" for one in page.evaluate(UNREACHABLE)]

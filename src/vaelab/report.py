@@ -58,7 +58,7 @@ def publish(run: Run, dataset: Dataset, frames: list[Tensor]) -> None:
     pictures.save(_sheet(samples, "Samples: the mean of p(x|z) for z from the prior"), run.path / "samples.png")
     caption = f"Reconstructions of {plots.SPLITS[found.split]} examples: the mean of p(x|z) at the posterior mean of z"
     pictures.save(pictures.pairs(x, x_hat, caption=caption), run.path / "reconstructions.png")
-    write_text(run.path / "numbers.json", json.dumps(_finite(found.evaluation.to_dict()), indent=1) + "\n")
+    write_text(run.path / "numbers.json", json.dumps(found.evaluation.to_dict(), indent=1) + "\n")
     write_text(run.path / "README.md", card)
     write_text(run.path / "report.html", page)
 
@@ -286,12 +286,6 @@ def markdown(text: str) -> str:
     """Text in one line that Markdown and HTML leave as it is."""
     line = re.sub(r"[^\S\u00a0]+", " ", text).strip()
     return re.sub(r"([\\`*_{}\[\]<>#|&!])", r"\\\1", line)
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN and no infinity: they become null."""
-    finite = {key: value for key, value in values.items() if not isinstance(value, float) or math.isfinite(value)}
-    return {key: finite.get(key) for key in values}
 
 
 def _plain(value: Any) -> str:

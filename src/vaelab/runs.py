@@ -218,6 +218,12 @@ def best_line(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     return min(lines, key=lambda line: line["validation"]["loss"])
 
 
+def out_of_patience(lines: list[dict[str, Any]], patience: int | None) -> bool:
+    """Whether the last `training.patience` epochs had no lower validation loss: training ends there."""
+    best = best_line(lines)
+    return patience is not None and best is not None and lines[-1]["epoch"] - best["epoch"] >= patience
+
+
 def check_free(path: Path) -> None:
     """Raise an InputError if `path` is taken, or if no folder can be made there."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):

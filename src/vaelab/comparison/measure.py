@@ -20,7 +20,7 @@ from vaelab.evaluation.estimates import PerExample, batches
 from vaelab.evaluation.likelihood import Evaluation, evaluate_each, examples_of
 from vaelab.generation.common import write_arrays
 from vaelab.noise import generator
-from vaelab.runs import Run, check_weights, load
+from vaelab.runs import Run, check_weights, load, out_of_patience
 
 COLUMNS = ("log_px", "elbo", "rate", "distortion")
 PICTURES = 10
@@ -117,8 +117,7 @@ def is_measured(run: Run, how: Protocol) -> bool:
 def epochs_left(run: Run) -> int:
     """How many epochs a run was stopped before its end; 0 if it has come to it, or to the end of its patience."""
     config, lines = run.config.training, run.metrics()
-    best = run.best()
-    if config.patience is not None and best and lines[-1]["epoch"] - best["epoch"] >= config.patience:
+    if out_of_patience(lines, config.patience):
         return 0
     return max(0, config.planned_epochs(run.examples["train"]) - len(lines))
 

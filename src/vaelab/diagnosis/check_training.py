@@ -11,6 +11,7 @@ from vaelab.config import TrainingConfig
 from vaelab.diagnosis.case import Case
 from vaelab.diagnosis.drawings import curves
 from vaelab.diagnosis.findings import Finding, Illness
+from vaelab.runs import out_of_patience
 from vaelab.words import rounded
 
 OVERFIT_EPOCHS = 0.8  # over-fitting is worth a word if the best epoch is among the first 80 %, and the last is worse
@@ -90,7 +91,7 @@ def training_end(case: Case) -> Iterator[Finding]:
             "it was interrupted",
             case.resume,
         )
-    elif patience and best and len(lines) < planned and len(lines) - best["epoch"] >= patience:
+    elif best and len(lines) < planned and out_of_patience(lines, patience):
         yield Finding(
             "early-stopping",
             "info",
