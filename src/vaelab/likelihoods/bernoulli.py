@@ -15,20 +15,15 @@ FACTORS = 64
 """At most, of one product: in float32 it underflows where they have less than 1/4 each, as a geometric mean."""
 
 
-def sum_log_sigmoid(values: Tensor) -> Tensor:
-    """Σ log σ(v) over the last axis, [..., D] -> [...]: one logarithm for a product of up to 64 factors, not for each.
+def sum_log(chances: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ log p over the last axis, [..., D] -> [...]: one logarithm for a product of up to 64 factors, not for each.
 
-    Evaluation of binary pictures takes a seventh less time for it. Where a product underflows, each factor has its own
-    logarithm. In float32 the rounding of σ(v) near 1 costs up to 1e-7 nats a number.
+    Evaluation of binary pictures takes a seventh less time for it. Also which sums are wrong, for a product underflows.
     """
-    size = values.shape[-1]
+    size = chances.shape[-1]
     factors = max(number for number in range(1, FACTORS + 1) if size % number == 0)
-    products = values.sigmoid().unflatten(-1, (-1, factors)).prod(-1)
-    total = products.log().sum(-1)
-    underflow = (products < torch.finfo(values.dtype).tiny).any(-1)
-    if underflow.any():
-        total[underflow] = F.logsigmoid(values[underflow]).sum(-1)
-    return total
+    products = chances.unflatten(-1, (-1, factors)).prod(-1)
+    return products.log().sum(-1), (products < torch.finfo(chances.dtype).tiny).any(-1)
 
 
 @dataclass
@@ -41,8 +36,15 @@ class Bernoulli(LikelihoodDistribution):
     def log_prob(self, x: Tensor) -> Tensor:
         # P(1) = σ(l), P(0) = σ(−l): the sign of the logit is all that x decides.
         signed = ((2 * x - 1) * self.logits).flatten(-self.event_ndim)
-        # The gradient of a product takes longer than it saves.
-        return F.logsigmoid(signed).sum(-1) if signed.requires_grad else sum_log_sigmoid(signed)
+        if signed.requires_grad:  # the gradient of a product takes longer than it saves
+            return F.logsigmoid(signed).sum(-1)
+        # In float32 the rounding of σ(v) near 1 costs up to 1e-7 nats a number.
+        total, underflow = sum_log(signed.sigmoid_())
+        if underflow.any():  # each factor has its own logarithm there
+            logits = self.logits.expand(*underflow.shape, *self.logits.shape[-self.event_ndim :])[underflow]
+            values = x.expand(*underflow.shape, *x.shape[-self.event_ndim :])[underflow]
+            total[underflow] = F.logsigmoid((2 * values - 1) * logits).flatten(-self.event_ndim).sum(-1)
+        return total
 
     @property
     def mean(self) -> Tensor:
