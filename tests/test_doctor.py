@@ -314,6 +314,22 @@ def test_training_that_was_cut_off(case: Case) -> None:
     assert "before its first epoch" in found(replace(case, lines=[]), "unfinished", "warning").message
 
 
+def with_beta(case: Case, beta: float) -> Case:
+    objective = case.run.config.objective.model_copy(update={"beta": beta})
+    return replace(case, run=replace(case.run, config=replace(case.run.config, objective=objective)))
+
+
+def test_training_that_diverged_is_not_resumed(case: Case) -> None:
+    lines = [line(1, 90.0, 90.0), line(2, 60.0, 60.0, skipped=20)]
+    sick = replace(case, lines=lines)
+    remedy = found(sick, "unfinished", "warning").remedy
+    assert "--resume" not in remedy and "training.learning_rate=0.0003 training.gradient_clip=1" in remedy
+    assert alarms(sick) == {"unfinished", "skipped-updates"}
+    training = case.run.config.training.model_copy(update={"learning_rate": 0.05})
+    fast = replace(sick, run=replace(case.run, config=replace(case.run.config, training=training)))
+    assert "training.learning_rate=0.001 " in found(fast, "skipped-updates", "warning").remedy
+
+
 def test_training_that_stopped_by_itself(case: Case) -> None:
     training = case.run.config.training.model_copy(update={"patience": 4})
     patient = replace(case, run=replace(case.run, config=replace(case.run.config, training=training)))
@@ -322,6 +338,10 @@ def test_training_that_stopped_by_itself(case: Case) -> None:
     assert finding.evidence == {"epochs": 24, "planned": 70}
     assert "after epoch 20 the validation loss did not fall for 4 epochs" in finding.message
     assert "unfinished" in alarms(replace(patient, lines=lines[:23]))
+    few = [line(1, 50.0, 50.0), *(line(epoch, 49.0, 51.0) for epoch in range(2, 6))]
+    few = [{**one, "step": one["epoch"]} for one in few]  # an update an epoch: to resume would do nothing
+    remedy = longer(replace(patient, lines=few))
+    assert "--resume" not in remedy and "training.patience=12" in remedy and "--epochs 1500" in remedy
 
 
 def test_updates_that_were_skipped(case: Case) -> None:
@@ -401,6 +421,9 @@ def test_collapse_of_all_latents(well: Run, edited: Callable[..., Case]) -> None
     hardly = with_curves(sick, [50.0, 50.0], [50.0, 50.0])  # 200 updates: the remedy is more of them
     remedy = found(hardly, "under-training", "warning").remedy
     assert found(hardly, "posterior-collapse", "error").remedy == remedy and "--epochs 15" in remedy
+    heavy = with_beta(hardly, 20.0)  # more updates alone would not help
+    remedy = found(heavy, "posterior-collapse", "error").remedy
+    assert "objective.beta=1" in remedy and "--epochs 15" in remedy
 
 
 def test_collapse_of_some_latents_is_named(well: Run, edited: Callable[..., Case]) -> None:

@@ -663,6 +663,69 @@ def test_the_half_of_the_kl_is_not_taken_for_its_weight(examine: Examine) -> Non
     assert found["effective-beta"].evidence["line"] == ""
 
 
+STRETCHED = (
+    'F.binary_cross_entropy_with_logits(logits, x, reduction="none")',
+    '(F.mse_loss(logits, 2 * x - 1, reduction="none") / (2 * 0.3**2))',
+)
+TANH = ('"logits": self.dec(z).view(x.shape)', '"logits": torch.tanh(self.dec(z)).view(x.shape)')
+
+
+def test_a_tanh_and_an_error_against_stretched_pixels_are_well(examine: Examine) -> None:
+    assert names(examine("sequential", STRETCHED, TANH)) == []
+    averaged = (STRETCHED[0], STRETCHED[1].replace("(2 * 0.3**2)", "64"))
+    assert names(examine("sequential", averaged, TANH)) == ["effective-beta"]
+
+
+@pytest.mark.parametrize("cut", ["-0.01, 0.01", "-0.5, 0.0", "1.0, 2.0"])
+def test_a_log_variance_that_is_cut_to_next_to_nothing_is_named(cut: str, examine: Examine, tmp_path: Path) -> None:
+    found = examine(
+        "classic", ("return self.fc21(h1), self.fc22(h1)", f"return self.fc21(h1), self.fc22(h1).clamp({cut})")
+    )
+    assert "latent-range" in names(found)
+    assert f"clamp({cut})" in text_at(tmp_path, found["latent-range"].evidence["line"])
+    assert names(examine("classic", ("self.fc22(h1)\n", "self.fc22(h1).clamp(-10, 10)\n"))) == []
+
+
+def test_a_mean_over_the_batch_is_seen_beside_a_sigma_that_is_learned(examine: Examine) -> None:
+    changes = (
+        ("class Net(", "class Loss(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+         "        self.log_scale = nn.Parameter(torch.zeros(()))\n\n    def forward(self, r, x, m, lv):\n"
+         "        nll = (((r - x) / self.log_scale.exp()) ** 2 / 2 + self.log_scale).flatten(1).sum(1).mean()\n"
+         "        return nll - 0.5 * torch.sum(1 + lv - m**2 - lv.exp())\n\n\nclass Net("),
+        ("def criterion(logits, x, m, lv):", "criterion = Loss()\n\n\ndef unused(logits, x, m, lv):"),
+    )  # fmt: skip
+    found = examine("sequential", *changes)
+    assert names(found) == ["effective-beta"] and found["effective-beta"].evidence["beta"] == B
+    well = (
+        "return nll - 0.5 * torch.sum(1 + lv - m**2 - lv.exp())",
+        "return nll - 0.5 * (1 + lv - m**2 - lv.exp()).sum(1).mean()",
+    )
+    assert names(examine("sequential", *changes, well)) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["kl = 0 * m.sum(1)", "kl = 0.5 * (lv.exp() + m - 1 - lv).sum(1)", "kl = 0.5 * (lv.exp() - m**2 - 1 - lv).sum(1)"],
+)
+def test_the_kl_that_is_told_is_reduced_as_the_reconstruction_term_is(wrong: str, examine: Examine) -> None:
+    right = "kl = 0.5 * (lv.exp() + m**2 - 1 - lv).sum(1)"
+    (sick,) = examine("sequential", (right, wrong)).alarms
+    told = sick.remedy[sick.remedy.index("kl = ") :].splitlines()[0].partition("  (there stands")[0]
+    assert told.endswith(", dim=1).mean()")
+    assert names(examine("sequential", (right, told))) == []
+
+
+def test_a_log_standard_deviation_is_not_taken_for_a_log_variance_by_its_name(examine: Examine) -> None:
+    found = examine(
+        "classic",
+        ("eps = torch.randn_like(std)", "eps = torch.full_like(std, 0.3)"),
+        ("torch.exp(0.5 * logvar)", "torch.exp(logvar)"),
+        ("return self.decode(z), mu, logvar", "log_std = logvar\n        return self.decode(z), mu, log_std"),
+        ("1 + logvar - mu.pow(2) - logvar.exp()", "1 + 2 * logvar - mu.pow(2) - (2 * logvar).exp()"),
+    )
+    assert names(found) == ["no-noise"], str(found)
+
+
 def test_a_loss_of_each_example_is_left_alone(examine: Examine) -> None:
     assert names(examine("sequential", ("(rec + kl).mean()", "rec + kl"))) == []
 

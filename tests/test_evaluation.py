@@ -25,7 +25,7 @@ from vaelab.evaluation.estimates import ImportanceWeights, Moments
 from vaelab.evaluation.latents import active
 from vaelab.evaluation.likelihood import evaluate_model, examples_of
 from vaelab.model import VAE
-from vaelab.parallel import in_order
+from vaelab.parallel import Unwanted, in_order, still_wanted
 from vaelab.runs import Run
 
 
@@ -135,6 +135,30 @@ def test_an_error_in_a_thread_ends_the_work_and_gives_the_threads_back() -> None
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_work_that_nobody_waits_for_any_more_ends_at_once() -> None:
+    ended: list[bool] = []
+
+    def endless(number: int) -> int:
+        if number == 0:
+            return number
+        while True:
+            try:
+                still_wanted()
+            except Unwanted:
+                ended.append(True)
+                raise
+
+    torch.set_num_threads(2)
+    try:
+        for number in in_order(endless, range(3)):  # as if Ctrl-C had come after the first
+            assert number == 0
+            break
+    finally:
+        torch.set_num_threads(1)
+    assert ended
+    still_wanted()  # in no such thread nothing happens
 
 
 def test_scales_at_their_floor_are_counted_example_by_example(

@@ -1,18 +1,27 @@
 """Files are written whole or not at all."""
 
 import os
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+from vaelab.errors import InputError
 
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """Write to the yielded temporary path; on success it takes the place of `path`, on failure it is removed.
 
-    Content and name have reached the disk when this is over, so a power cut leaves the old file or the new one.
+    Content and name have reached the disk when this is over, so a power cut leaves the old file or the new one. Where
+    `path` is a symbolic link, what it leads to is replaced.
+
+    Raises:
+        InputError: a device or a pipe, say, is there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    check_regular(path)
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp")
     try:
         yield temporary
         _to_disk(temporary)
@@ -21,6 +30,12 @@ def replacing(path: Path) -> Generator[Path]:
             _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_regular(path: Path) -> None:
+    """Raise an InputError if something is there that is no file, and would be lost."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no regular file, and would be lost; name another")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Independent pieces of work on all cores: each thread has its own, and torch uses one for it."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,22 @@ import torch
 
 _One = TypeVar("_One")
 _Made = TypeVar("_Made")
+_here = threading.local()
+
+
+class Unwanted(Exception):
+    """Nobody waits for what this thread computes any more."""
+
+
+def still_wanted() -> None:
+    """To be called by long work now and then: raises `Unwanted` where its caller has stopped waiting, as at Ctrl-C."""
+    stopped: threading.Event | None = getattr(_here, "stopped", None)
+    if stopped is not None and stopped.is_set():
+        raise Unwanted
+
+
+def _begin(stopped: threading.Event) -> None:
+    _here.stopped = stopped
 
 
 def in_order(function: Callable[[_One], _Made], items: Iterable[_One]) -> Iterator[_Made]:
@@ -24,7 +41,8 @@ def in_order(function: Callable[[_One], _Made], items: Iterable[_One]) -> Iterat
         yield from map(function, items)
         return
     waiting: deque[Future[_Made]] = deque()
-    with one_thread(), ThreadPoolExecutor(threads) as pool:
+    stopped = threading.Event()
+    with one_thread(), ThreadPoolExecutor(threads, initializer=_begin, initargs=(stopped,)) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
@@ -33,6 +51,7 @@ def in_order(function: Callable[[_One], _Made], items: Iterable[_One]) -> Iterat
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            stopped.set()
             pool.shutdown(cancel_futures=True)
 
 

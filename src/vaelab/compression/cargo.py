@@ -8,6 +8,7 @@
 | a named source, `hf:...` | an `.npy` of its levels, without labels |
 """
 
+import errno
 import os
 import zipfile
 from collections.abc import Sequence
@@ -296,7 +297,10 @@ def _write_array(examples: Levels, description: ArrayDescription, out: Path, onl
     values = _restore(examples, description, description.pictures if only is None else len(only))
     if description.file == "npy":
         with replacing(out) as temporary, temporary.open("wb") as file:
-            np.save(file, values, allow_pickle=False)
+            try:
+                np.save(file, values, allow_pickle=False)
+            except OSError as error:  # numpy does not say why it could not write all
+                raise error if error.errno else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
         return
     arrays = {str(description.name): values}
     if description.labels is not None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from vaelab.compression.codecs import Message, pseudo_random_words
 from vaelab.compression.quantize import CodecModel
+from vaelab.parallel import still_wanted
 
 GROUP = 1000
 """Examples that are coded together at most."""
@@ -69,6 +70,7 @@ def _encode(model: CodecModel, examples: NDArray[np.integer[Any]], count: int) -
     """A message, or None where the bits to borrow ran out: the coder itself would not tell."""
     message = Message(initial_words(count))
     for number, part in enumerate(groups(len(examples)), 1):
+        still_wanted()
         levels = torch.from_numpy(np.ascontiguousarray(examples[part], np.int32))
         message.scramble(number, len(levels) * model.latents.size)
         z = model.latents.pop_posterior(message, model.see(levels))
@@ -90,6 +92,7 @@ def decode(model: CodecModel, n: int, count: int, words: NDArray[np.uint32]) -> 
         message = Message(words)
         ends = bounds(n)
         for number in range(len(ends) - 1, 0, -1):
+            still_wanted()
             z = model.latents.pop_prior(message, ends[number] - ends[number - 1])
             levels = torch.from_numpy(model.pixel_codec(z).pop(message)).view(-1, *model.shape)
             if message.bits < 32 * LEAST_WORDS:

@@ -18,7 +18,7 @@ from vaelab.compression.container import Chunk, Container, Mode, Reader, Stream,
 from vaelab.compression.quantize import CodecModel
 from vaelab.errors import CorruptFile, InputError
 from vaelab.evaluation.likelihood import examples_of
-from vaelab.files import replacing
+from vaelab.files import check_regular, replacing
 from vaelab.parallel import in_order
 from vaelab.runs import Run
 
@@ -233,6 +233,7 @@ def _check_out(out: Path, source: str | os.PathLike[str] | None) -> None:
     """See that a file can be written there, before any work is done."""
     if out.is_dir():
         raise InputError(f"{out}: is a folder; name a file in it, such as {out / 'compressed.vae'}")
+    check_regular(out)
     if not out.absolute().parent.is_dir():
         raise InputError(f"{out}: the folder {out.parent} does not exist; make it first")
     given = None if source is None else Path(source).expanduser()

@@ -57,6 +57,9 @@ def find_pictures(folder: Path) -> list[Path]:
             for name in files
             if not name.startswith(".") and Path(name).suffix.lower().removeprefix(".") in SUFFIXES
         ]
+    for path in found:
+        if path.exists() and not path.is_file():  # to read a pipe would wait for ever
+            raise InputError(f"{path}: is no regular file; take it out of the folder")
     if not found:
         raise InputError(f"{folder}: no pictures in this folder; looked for {', '.join(SUFFIXES)}")
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vaelab.diagnosis import drawings
 from vaelab.diagnosis.case import DRAWS, EXAMPLES, IMPORTANCE_SAMPLES, Case, few
-from vaelab.diagnosis.check_training import hardly_trained, longer
+from vaelab.diagnosis.check_training import hardly_trained, longer, more_epochs
 from vaelab.diagnosis.findings import Finding, Illness, Plot
 from vaelab.evaluation.likelihood import UNTRUSTED, importance_weighted_bounds
 from vaelab.likelihoods import Gaussian
@@ -99,7 +99,7 @@ def collapse(case: Case) -> Iterator[Finding]:
         "Nothing to do: silent latents cost time, and no likelihood."
         if severity == "info"
         else longer(case)
-        if hardly_trained(case)
+        if hardly_trained(case) and case.beta <= 1
         else _against_collapse(case),
         drawings.kl(case.kl, case.active, "posterior-collapse"),
     )
@@ -112,6 +112,7 @@ def _against_collapse(case: Case) -> str:
     warmup = max(1, min(WARMUP, case.planned * training.steps_per_epoch(examples) // 3))
     changes = [*([] if own else ["objective.name=elbo"]), f"objective.warmup={warmup}"]
     changes += ["objective.beta=1"] if own and case.beta > 1 else []
+    changes += ["--epochs", str(more_epochs(case))] if hardly_trained(case) else []
     return case.again(*changes, *(["likelihood.scale=learned"] if fixed_scale(case) else []))
 
 

@@ -107,8 +107,8 @@ def training_end(case: Case) -> Iterator[Finding]:
             "warning",
             f"Training stopped after {len(lines)} of {planned} epochs.",
             evidence,
-            "it was interrupted, or diverged",
-            case.resume,
+            "it diverged" if has_diverged(case) else "it was interrupted, or diverged",
+            _tamer(case) if has_diverged(case) else case.resume,
         )
 
 
@@ -129,8 +129,14 @@ def skipped_updates(case: Case) -> Iterator[Finding]:
         "NaN or infinite values in the data" if of_data else "too high a learning rate, or data far from 1",
         "Mend these examples, or leave them out of the data: an update with one of them is lost."
         if of_data
-        else case.again(case.slower(3), "training.gradient_clip=1"),
+        else _tamer(case),
     )
+
+
+def _tamer(case: Case) -> str:
+    """Training with a lower learning rate, at most the usual one, and with clipped gradients."""
+    rate = case.run.config.training.learning_rate
+    return case.again(case.slower(max(3, rate / USUAL_RATE)), "training.gradient_clip=1")
 
 
 def not_finite(case: Case) -> Iterator[Finding]:
@@ -294,11 +300,24 @@ def longer(case: Case) -> str:
 
     At a learning rate far below the usual one, with the usual one.
     """
-    if len(case.lines) < case.planned:
+    patience = case.run.config.training.patience
+    impatient = out_of_patience(case.lines, patience)
+    if len(case.lines) < case.planned and not impatient:
         return case.resume
+    changes = [f"training.learning_rate={USUAL_RATE:g}"] if _is_slow(case) else []
+    changes += [f"training.patience={3 * (patience or 0)}"] if impatient else []
+    return case.again("--epochs", str(more_epochs(case)), *changes)
+
+
+def more_epochs(case: Case) -> int:
+    """Three times as many, and 1,500 updates at least."""
     epochs, steps = len(case.lines), case.lines[-1]["step"]
-    wanted = max(10, 3 * epochs, -(-1500 * epochs // max(1, steps)))
-    return case.again("--epochs", str(wanted), *([f"training.learning_rate={USUAL_RATE:g}"] if _is_slow(case) else []))
+    return max(10, 3 * epochs, -(-1500 * epochs // max(1, steps)))
+
+
+def has_diverged(case: Case) -> bool:
+    """Whether training ended early, at updates that were skipped."""
+    return 0 < len(case.lines) < case.planned and bool(case.lines[-1].get("skipped"))
 
 
 def _is_slow(case: Case) -> bool:
@@ -308,7 +327,7 @@ def _is_slow(case: Case) -> bool:
 def under_training(case: Case) -> Iterator[Finding]:
     """A loss that still falls when training ends."""
     lines = case.lines
-    if not lines or not ((fall := _fall(case)).goes_on or hardly_trained(case)):
+    if not lines or has_diverged(case) or not ((fall := _fall(case)).goes_on or hardly_trained(case)):
         return
     steps = lines[-1]["step"]
     still = (

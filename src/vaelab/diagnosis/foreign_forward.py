@@ -249,7 +249,7 @@ def log_variance(p: Patient) -> Iterator[Finding]:
     """Is σ made as the loss, or the name, says?"""
     reading = p.reading.noise.reading
     taken = p.loss.kl.reading if p.loss else None
-    if reading is None or reading == taken or (taken is None and reading in _plausible(p)):
+    if reading is None or reading == taken or (taken is None and reading in plausible(p)):
         return
     wanted = taken or "log-variance"
     call = p.where_sigma_is_made()
@@ -273,7 +273,7 @@ def _a(reading: str) -> str:
     return "the input of a softplus" if reading == "softplus" else f"a {words(reading)}"
 
 
-def _plausible(p: Patient) -> set[str]:
+def plausible(p: Patient) -> set[str]:
     """What the third output may well be, where no loss says it: by its name, and by its range."""
     name = (p.spread.name or "").lower()
     found = {"log-variance"}

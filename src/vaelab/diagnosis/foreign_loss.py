@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from vaelab.diagnosis.findings import Finding, Illness
+from vaelab.diagnosis.foreign_forward import plausible
 from vaelab.diagnosis.foreign_ranges import double_sigmoid
 from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS
 from vaelab.diagnosis.loss_terms import Kl, LossTerms
@@ -306,7 +307,7 @@ def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
         )
     elif loss.kl.reading is None:
         yield _formula(p, loss.kl, call)
-    elif loss.kl.reading != "log-variance" and p.reading.noise.reading is None and "log" in (p.spread.name or ""):
+    elif p.reading.noise.reading is None and "log" in (p.spread.name or "") and loss.kl.reading not in plausible(p):
         yield _misread(p, loss.kl.reading, call)
 
 

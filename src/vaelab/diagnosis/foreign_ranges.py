@@ -7,16 +7,19 @@ from typing import Any
 import torch
 
 from vaelab.diagnosis.findings import Finding, Illness
+from vaelab.diagnosis.loss_formulas import STRETCHED
 from vaelab.diagnosis.patient import EDGE, Patient
 
 DOUBLE = (0.5, 1 / (1 + math.exp(-1)))  # where two sigmoids end: between σ(0) and σ(1)
+NARROW = 2.0  # a range of log-variances: σ changes by a factor of e at most
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "softplus")
 
 ILLNESSES = (
     Illness(
         "latent-range",
         "an activation on the mean or the log-variance",
-        "warning: never below 0, or, of the mean, never outside ±1, whatever the weights (up to 32 times as large)",
+        "warning: never below 0, or, of the mean, never outside ±1, or, of the log-variance, within a range of 2, "
+        "whatever the weights (up to 32 times as large)",
     ),
     Illness(
         "output-range",
@@ -37,7 +40,12 @@ def latents(p: Patient) -> Iterator[Finding]:
     """Can mean and log-variance be any number?"""
     for name, shown in (("mean", "mean"), ("spread", "log-variance")):
         low, high = p.range_of(name)
-        if name == "spread" and p.reading.noise.reading not in ("log-variance", "log-standard-deviation"):
+        a_logarithm = p.reading.noise.reading in ("log-variance", "log-standard-deviation")
+        a_sigmoid = abs(low) <= EDGE and abs(high - 1) <= EDGE
+        if name == "spread" and EDGE < high - low < NARROW and not a_sigmoid and (a_logarithm or low < 0):
+            yield _clamped(p, low, high)
+            continue
+        if name == "spread" and not a_logarithm:
             continue
         if low >= 0:
             kind, bounds = ("sigmoid", "[0, 1]") if high <= 1 + EDGE else ("ReLU or a softplus", "[0, ∞)")
@@ -57,6 +65,24 @@ def latents(p: Patient) -> Iterator[Finding]:
             if where
             else "Leave the last layer of the encoder linear.",
         )
+
+
+def _clamped(p: Patient, low: float, high: float) -> Finding:
+    """A log-variance that can hardly change."""
+    where, text = p.activation(p.spread, "clamp", "clip", *ACTIVATIONS)
+    return Finding(
+        "latent-range",
+        "warning",
+        f"The log-variance stays between {low:.3g} and {high:.3g} whatever the weights, so no latent can be told much "
+        "more sharply than another.",
+        {"output": "log-variance", "low": low, "high": high, "line": where},
+        "it is cut to a narrow range after the last layer of the encoder",
+        (
+            f"{where}: leave it as it is, or cut it at ±10  (there stands: {text})"
+            if where
+            else "Cut it at ±10, if at all."
+        ),
+    )
 
 
 def reconstruction(p: Patient) -> Iterator[Finding]:
@@ -100,7 +126,8 @@ def _against_data(p: Patient, bounds: tuple[float, float], evidence: dict[str, A
         )
         return
     kind = "tanh" if bounds[0] == -1 else "ReLU" if bounds[1] == math.inf else ""
-    if kind and least >= 0:
+    stretched = p.loss is not None and p.loss.distance == STRETCHED
+    if kind and least >= 0 and not (kind == "tanh" and stretched):
         yield Finding(
             "output-range",
             "warning",

@@ -9,6 +9,7 @@ import torch
 
 from vaelab.diagnosis.findings import Finding, Illness, Severity
 from vaelab.diagnosis.foreign_loss import kl_call, term_call
+from vaelab.diagnosis.loss_formulas import STRETCHED
 from vaelab.diagnosis.loss_means import Mean, factor, means, summed, to_sum
 from vaelab.diagnosis.loss_terms import LossTerms
 from vaelab.diagnosis.model_file import change, leave, line_of, text_of
@@ -46,7 +47,9 @@ def scales(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     """What β, or σ, do its sums, means and factors make?"""
     if loss.is_vector or loss.distance is None or not loss.ratio > 0:
         return
-    if "squared" in loss.distance:
+    if loss.learned:
+        yield from _learned(p, loss)
+    elif "squared" in loss.distance:
         yield from _squared(p, loss)
     elif "absolute" in loss.distance:
         yield from _absolute(p, loss)
@@ -144,14 +147,31 @@ def _has_a_half(loss: LossTerms) -> bool:
     )
 
 
+def _learned(p: Patient, loss: LossTerms) -> Iterator[Finding]:
+    """A scale that the loss learns hides any factor but one: the number of examples."""
+    if not loss.varies:
+        return
+    cause = _explained(p, loss)
+    beta = p.batch ** (loss.batch[1] - loss.batch[0])
+    yield Finding(
+        "effective-beta",
+        "error",
+        f"The weight of the KL changes with the batch size: one term is averaged over the {p.batch} examples, the "
+        f"other is summed, so β is {beta:,.3g} times what it is for one example.",
+        {"beta": beta, "batch": p.batch, "changes_with_batch": True, "line": _first_line(loss, cause)},
+        "a mean and a sum over the batch",
+        _sum_remedy(cause),
+    )
+
+
 def _squared(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     """Σ w_r (r − x)² + w_k KL is −ELBO of a Gaussian with σ² = w_k / (2 w_r), up to a constant."""
     variance = loss.ratio / 2
-    centered = p.data.double() - p.data.double().mean(0)
+    centered = (p.data.double() - p.data.double().mean(0)) * (2 if loss.distance == STRETCHED else 1)
     eigenvalues = torch.linalg.svdvals(centered).square() / len(centered)
     per_pixel = float(eigenvalues.sum()) / p.pixels
     times = variance / per_pixel if per_pixel else math.inf
-    if loss.learned or (NARROW**2 < times <= FAR_BETA and not loss.varies):
+    if NARROW**2 < times <= FAR_BETA and not loss.varies:
         return
     directions = min(p.latents, p.pixels)
     above = min(directions, int((eigenvalues > variance).sum()))
@@ -185,7 +205,7 @@ def _absolute(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     """Σ w_r |r − x| + w_k KL is −ELBO of a Laplace distribution with scale b = w_k / w_r, up to a constant."""
     own = float((p.data - p.data.median(0).values).abs().mean())
     times = loss.ratio / own if own else math.inf
-    if loss.learned or (times <= FAR_BETA and not loss.varies):
+    if times <= FAR_BETA and not loss.varies:
         return
     cause = _explained(p, loss)
     yield Finding(

@@ -16,12 +16,14 @@ def _with_logits(logits: Tensor, x: Tensor) -> Tensor:
     return F.softplus(logits) - x * logits
 
 
+STRETCHED = "squared error, of 2x − 1"
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squared error": lambda r, x: (r - x).square(),
     "binary cross-entropy": _bce,
     "binary cross-entropy with logits": _with_logits,
     "absolute error": lambda r, x: (r - x).abs(),
     "binary cross-entropy with logits of a sigmoid": lambda r, x: _with_logits(r.sigmoid(), x),
+    STRETCHED: lambda r, x: (r - (2 * x - 1)).square(),
     "squared error of a sigmoid": lambda r, x: (r.sigmoid() - x).square(),
     "binary cross-entropy of swapped arguments": lambda r, x: _bce(x, r),
     "binary cross-entropy with logits of swapped arguments": lambda r, x: _with_logits(x, r),

@@ -164,12 +164,11 @@ def take_apart(loss: Loss, reconstruction: Tensor, x: Tensor, mean: Tensor, spre
     probe = _Probe(called, *values)
     distance, weight = probe.distance()
     kl = probe.kl()
-    comparable = distance is not None and kl.weight != 0
     return LossTerms(
         distance,
         weight,
         kl,
-        batch=probe.halved().exponents(weight, kl.weight, distance) if comparable else (0, 0),
+        batch=probe.halved().exponents(weight, kl.weight, distance) if distance else (0, 0),
         tracer=tracer,
         broadcasts=probe.broadcasts(),
         ungraded=probe.ungraded(),
@@ -204,13 +203,13 @@ class _Probe:
         half = len(self.x) // 2
         return _Probe(self.loss, *(one[:half] for one in (*self.real, self.mean, self.spread)))
 
-    def exponents(self, weight: float, kl_weight: float, distance: str | None) -> tuple[float, float]:
+    def exponents(self, weight: float, kl_weight: float, distance: str) -> tuple[float, float]:
         """By which power of the number of examples the two weights go."""
-        own = self.distance([distance or ""])[1], self.kl().weight
-        if not all((weight, kl_weight, *own)):
-            return 0.0, 0.0
-        first, second = (math.log2(abs(a / b)) for a, b in zip((weight, kl_weight), own, strict=True))
-        return round(first, 2), round(second, 2)
+        own = self.distance([distance])[1], self.kl().weight
+        first, second = (
+            round(math.log2(abs(a / b)), 2) if a and b else 0.0 for a, b in zip((weight, kl_weight), own, strict=True)
+        )
+        return first, second
 
     def distance(self, names: list[str] | None = None) -> tuple[str | None, float]:
         """Which ℓ it is, and the weight of one pixel."""

@@ -118,7 +118,10 @@ class Patient:
     def right_kl(self, reading: str = "log-variance") -> str:
         """The KL in code, in the loss's own names for mean and third output."""
         m, s = self.arguments[2:4] if len(self.arguments) == 4 else ("mean", USUAL_NAMES[reading])
-        return RIGHT_KL[reading].format(m=m, s=s)
+        kl = RIGHT_KL[reading].format(m=m, s=s)
+        if self.loss is None or self.loss.batch[0] > -0.5:
+            return kl
+        return f"{kl[:-1]}, dim=1).mean()"  # as the reconstruction term is a mean over the examples
 
     def where_sigma_is_made(self) -> Call | None:
         """The first call that computes with the log-variance itself; or else the first that can make a σ."""

@@ -19,6 +19,7 @@ from vaelab.data import Split, prefetch
 from vaelab.evaluation.pareto import LargestWeights
 from vaelab.model import Model, Terms, rates_by_group
 from vaelab.noise import generator
+from vaelab.parallel import still_wanted
 
 EXAMPLES = 50
 OUTPUT_NUMBERS = 1 << 21  # decoder outputs held at once: 8 MiB in float32
@@ -114,6 +115,7 @@ def chunks_of_terms(
     outputs = math.prod(model.likelihood.output_shape)
     at_once = max(1, OUTPUT_NUMBERS // (len(x) * outputs))
     for start in range(0, num_samples, at_once):
+        still_wanted()
         yield model.terms(x, min(at_once, num_samples - start), noise, y=y)
 
 
