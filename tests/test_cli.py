@@ -143,6 +143,7 @@ def test_every_command_has_help_with_an_example(run_cli: Cli, command: str) -> N
         (["train", "--resume"], ["--resume needs the run folder"]),
         (["evaluate"], ["RUN"]),
         (["evaluate", "nowhere"], ["nowhere: no such run folder"]),
+        (["evaluate", "x", "--method", "foo"], ["'--method': 'foo' is not one of 'importance', 'annealed'"]),
         (["sample", "nowhere"], ["nowhere: no such run folder"]),
         (["evaluate", __file__], ["test_cli.py: is a file, not a run folder"]),
         (["recipes", "vea"], ["unknown recipe vea"]),

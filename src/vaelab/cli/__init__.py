@@ -45,7 +45,8 @@ def main() -> NoReturn:
     except VaelabError as error:
         _fail(str(error), error.exit_code, error.met_by_all)
     except typer.TyperException as error:
-        _fail(f"{error.format_message()} (vaelab {_command()}--help tells more)", 2)
+        message = error.format_message().replace("Value error, ", "")  # pydantic's, under typer
+        _fail(f"{message} (vaelab {_command()}--help tells more)", 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     except BrokenPipeError:
