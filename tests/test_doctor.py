@@ -547,6 +547,8 @@ def test_holes_of_the_prior(well: Run, edited: Callable[..., Case]) -> None:
     finding = found(sick, "holes", "warning")
     assert finding.evidence == {"share": 1.0, "draws": 1000, "neighbors": 5}
     assert "prior.name=aggregate" in finding.remedy and drawn(finding)
+    diverged = replace(sick, lines=[line(1, 90.0, 90.0), line(2, 60.0, 60.0, skipped=20)])
+    assert "holes" not in alarms(diverged)  # a prior is no remedy for that
 
 
 def test_holes_of_a_prior_over_codes(quantized: Run, monkeypatch: pytest.MonkeyPatch) -> None:

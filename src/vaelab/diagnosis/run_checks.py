@@ -23,10 +23,9 @@ _OF_NUMBERS: tuple[Check, ...] = (
     check_likelihood.floor,
     check_likelihood.binary_outputs,
     check_latents.dead_codes,
-    check_latents.holes,
     check_latents.importance_sampling,
-    check_latents.dimension,
 )
+_OF_LATENTS: tuple[Check, ...] = (check_latents.holes, check_latents.dimension)
 
 
 def examine(case: Case) -> list[Finding]:
@@ -34,6 +33,8 @@ def examine(case: Case) -> list[Finding]:
     found = [finding for check in _ALWAYS for finding in check(case)]
     if check_training.is_finite(case):
         found += [finding for check in _OF_NUMBERS for finding in check(case)]
+        if not check_training.has_diverged(case):  # what the latents are then, the next training tells
+            found += [finding for check in _OF_LATENTS for finding in check(case)]
     else:  # of what is no number, nothing can be said but why
         found += list(check_likelihood.misfit(case)) or list(check_training.not_finite(case))
     return ordered(found)
