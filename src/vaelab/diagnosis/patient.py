@@ -126,7 +126,7 @@ class Patient:
     def where_sigma_is_made(self) -> Call | None:
         """The first call that computes with the log-variance itself; or else the first that can make a σ."""
         arithmetic = ("exp", "exp_", "sqrt", "softplus", "mul", "__mul__", "__rmul__", "mul_", "div", "__truediv__",
-                      "true_divide", "div_", "abs", "clamp", "normal")  # fmt: skip
+                      "true_divide", "div_", "abs", "clamp", "normal", "diag_embed")  # fmt: skip
         of_spread = self.seen.first(*arithmetic, of=self.spread.tensor)
         return of_spread or self.seen.first("exp", "exp_", "sqrt", "softplus") or self.seen.first("mul", "normal")
 
