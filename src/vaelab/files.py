@@ -21,7 +21,10 @@ def replacing(path: Path) -> Generator[Path]:
     """
     check_regular(path)
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp")
+    name = (
+        path.name if len(path.name) <= 50 else f"{zlib.crc32(os.fsencode(path.name)):08x}"
+    )  # a longer one may not fit
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         yield temporary
         _to_disk(temporary)
