@@ -18,6 +18,7 @@ OVERFIT_EPOCHS = 0.8  # over-fitting is worth a word if the best epoch is among 
 OVERFIT_NATS, OVERFIT_SHARE = 0.1, 0.001  # by 0.1 nats and by a thousandth of the loss
 GAP, LOST = 0.25, 0.2  # of what the validation loss fell: the gap to training, and what is lost after the best epoch
 GRAVE_GAP = 0.05  # of the validation loss: a smaller gap is worth a word, and no alarm
+OFTEN = 0.05  # of all updates
 LATE, STEPS = 0.02, 300  # share of the fall in the last tenth of the epochs; updates
 USUAL_RATE: float = TrainingConfig.model_fields["learning_rate"].default
 RISE, RISE_NATS, RISE_EPOCHS = 0.03, 0.1, 5  # of the rate over the last tenth of at least 5 epochs
@@ -316,8 +317,10 @@ def more_epochs(case: Case) -> int:
 
 
 def has_diverged(case: Case) -> bool:
-    """Whether training ended early, at updates that were skipped."""
-    return 0 < len(case.lines) < case.planned and bool(case.lines[-1].get("skipped"))
+    """Whether training ended early, after more than a few updates that were skipped."""
+    if not 0 < len(case.lines) < case.planned:
+        return False
+    return case.lines[-1].get("skipped", 0) > OFTEN * case.lines[-1]["step"]
 
 
 def _is_slow(case: Case) -> bool:
