@@ -68,14 +68,14 @@ def means_of(setting: Setting) -> dict[str, CrossedMean]:
     }
 
 
-def subtract(setting: Setting, other: Setting) -> dict[str, tuple[CrossedMean, int]]:
+def subtract(setting: Setting, other: Setting, columns: Sequence[str] = COLUMNS) -> dict[str, tuple[CrossedMean, int]]:
     """Each number of a setting minus that of another, seed by seed and example by example; and how many seeds."""
     seeds = sorted(setting.seeds.keys() & other.seeds.keys())
     if seeds:
         pairs = [(setting.seeds[seed], other.seeds[seed]) for seed in seeds]
     else:  # runs of different seeds are independent: any pairing will do
         pairs = list(zip(setting.runs, other.runs, strict=False))
-    names = [name for name in COLUMNS if name in setting.runs[0].columns and name in other.runs[0].columns]
+    names = [name for name in columns if name in setting.runs[0].columns and name in other.runs[0].columns]
     return {
         name: (crossed_mean(np.stack([one.columns[name] - two.columns[name] for one, two in pairs])), len(pairs))
         for name in names
@@ -100,7 +100,7 @@ def _differences(settings: Sequence[Setting]) -> dict[str, dict[str, Difference]
 def _rivals(settings: Sequence[Setting], best: Setting, metric: str) -> list[Setting]:
     """Those that are not clearly worse than the best, among all pairs of settings."""
     pairs = list(combinations(settings, 2))
-    p = [subtract(one, two)[metric][0].p_value for one, two in pairs]
+    p = [subtract(one, two, [metric])[metric][0].p_value for one, two in pairs]
     tested = [pair for pair, value in zip(pairs, p, strict=True) if value is not None]
     adjusted = holm([value for value in p if value is not None])
     clear = [pair for pair, value in zip(tested, adjusted, strict=True) if value < LEVEL]

@@ -1,15 +1,14 @@
 """DCI: what a regressor from all latents to each factor makes of the latents (Eastwood & Williams 2018)."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from vaelab.errors import InputError
 from vaelab.evaluation.disentanglement.codes import Codes, check_seed, checked
+from vaelab.parallel import in_order
 
 Regressor = Literal["boosting", "forest"]
 FOLDS = 3
@@ -84,8 +83,7 @@ def dci(
         held_out, factor = job
         return _fit(z, v[:, factor], held_out, regressor, seed)
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        found = list(pool.map(fit, jobs))
+    found = list(in_order(fit, jobs))
     by_fold = [found[start : start + v.shape[1]] for start in range(0, len(found), v.shape[1])]
     importances = [np.stack([importance for importance, _ in fold], axis=1) for fold in by_fold]
     right = np.concatenate([np.mean([right for _, right in fold], axis=0) for fold in by_fold])
