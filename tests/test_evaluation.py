@@ -87,17 +87,23 @@ def test_memory_does_not_grow_with_the_number_of_samples(
     trained: tuple[VAE, Split, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, examples, _, _ = trained
-    most = 0
-    decode = VAE.decode
+    most, decode = 0, VAE.decode
+    encoded, encode = list[int](), VAE.encode
 
     def watching(self: VAE, z: Tensor, *more: Any, **keys: Any) -> Any:
         nonlocal most
         most = max(most, z[..., 0].numel() * 64)
         return decode(self, z, *more, **keys)
 
+    def counting(self: VAE, x: Tensor, *more: Any, **keys: Any) -> Any:
+        encoded.append(len(x))
+        return encode(self, x, *more, **keys)
+
     monkeypatch.setattr(VAE, "decode", watching)
+    monkeypatch.setattr(VAE, "encode", counting)
     evaluate_model(model, examples, 20_000, split="test")
     assert 0 < most <= estimates.OUTPUT_NUMBERS
+    assert sum(encoded) == 2 * len(examples), "for the draws and for the latents, and not for each chunk of draws"
 
 
 def test_threads_change_no_number(trained: tuple[VAE, Split, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

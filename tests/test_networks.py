@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,20 @@ def test_an_mlp_is_its_matrices() -> None:
     assert encoder(x).detach().numpy() == pytest.approx(by_hand.detach().numpy(), abs=1e-6)
 
 
+def test_tanh_is_tanh_with_a_gradient_and_without() -> None:
+    x = torch.cat([torch.linspace(-20, 20, 40_001), torch.tensor([0.0, math.inf, -math.inf])])
+    before, exact = x.clone(), torch.tanh(x.double())
+    assert (networks.Tanh()(x).double() - exact).abs().max() < 2e-7
+    assert networks.Tanh()(x.double()).numpy() == pytest.approx(exact.numpy(), abs=1e-15)
+    assert torch.equal(x, before)
+    leaf = x.requires_grad_()
+    found = networks.Tanh()(leaf)
+    assert torch.equal(found, torch.tanh(x))
+    found.sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.numpy() == pytest.approx((1 - exact.square()).detach().numpy(), abs=2e-7)
+
+
 def test_a_residual_block_starts_as_the_identity() -> None:
     x = torch.randn(2, 4, 5, 5)
     assert torch.equal(networks.ResidualBlock(4, nn.GELU)(x), x)
@@ -136,6 +151,32 @@ def test_terms_keep_samples_and_examples_apart(configure: Callable[..., Config])
             logits = model.decoder(terms.z[k, b][None])[0, 0]
             by_hand = -nn.functional.binary_cross_entropy_with_logits(logits, x[b], reduction="sum")
             assert terms.log_px_z[k, b].item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"posterior.name": "iaf"},
+        {"posterior.name": "gumbel-softmax"},
+        {"model.name": "hierarchical"},
+        {"model.name": "quantized", "posterior.name": "vq"},
+    ],
+    ids=str,
+)
+def test_terms_of_a_posterior_that_is_known_are_those_of_the_encoders(
+    configure: Callable[..., Config], keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compose(settle(configure(**keys), BINARY), BINARY).eval()
+    x = (torch.rand(2, 1, 4, 6) < 0.5).float()
+    with torch.no_grad():
+        wanted, q = model.terms(x, 3, generator(0)), model.encode(x)
+        monkeypatch.delattr(type(model.encoder), "forward")  # the encoder cannot run again
+        found = model.terms(x, 3, generator(0), posterior=q)
+    assert torch.equal(found.z, wanted.z)
+    assert torch.equal(found.log_px_z, wanted.log_px_z)
+    assert found.log_qz_x is not None and wanted.log_qz_x is not None
+    assert torch.equal(found.log_qz_x, wanted.log_qz_x)
 
 
 def test_modules_of_ones_own_make_a_vae() -> None:

@@ -343,8 +343,10 @@ class Hierarchical(Model):
         *,
         y: Tensor | None = None,
         relaxed: bool = False,
+        posterior: PosteriorDistribution | None = None,
     ) -> Terms:
-        posterior = self.encode(x, network_dtype, y=y)
+        posterior = posterior or self.encode(x, network_dtype, y=y)
+        assert isinstance(posterior, LadderPosterior)
         drawn = posterior.draw(num_samples, generator)
         likelihood = self._likelihood(self._with_labels(drawn.h, y), network_dtype)
         return Terms(

@@ -128,6 +128,7 @@ class Model(nn.Module, ABC):
         *,
         y: Tensor | None = None,
         relaxed: bool = False,
+        posterior: PosteriorDistribution | None = None,
     ) -> Terms:
         """All terms of the ELBO for x [B, *event], with `num_samples` (K) draws of z an example.
 
@@ -136,6 +137,7 @@ class Model(nn.Module, ABC):
             y: labels [B], for a conditional model.
             relaxed: draw categorical latents relaxed, so that gradients flow through them. Without it they are true
                 draws, and the bound is one.
+            posterior: what `encode` gave for this x and y, where that is known already: the encoder does not run again.
         """
 
     @abstractmethod
@@ -277,8 +279,9 @@ class VAE(Model):
         *,
         y: Tensor | None = None,
         relaxed: bool = False,
+        posterior: PosteriorDistribution | None = None,
     ) -> Terms:
-        posterior = self.encode(x, network_dtype, y=y)
+        posterior = posterior or self.encode(x, network_dtype, y=y)
         draw = posterior.rsample_with_log_prob if relaxed else posterior.sample_with_log_prob
         z, log_qz_x = draw(num_samples, generator)
         likelihood = self.decode(z, network_dtype, y=y)

@@ -261,11 +261,10 @@ class Quantized(Model):
         *,
         y: Tensor | None = None,
         relaxed: bool = False,
+        posterior: PosteriorDistribution | None = None,
     ) -> Terms:
-        features = self._features(x, y, network_dtype)
-        codes = self.posterior(features)
-        if self.training and torch.is_grad_enabled() and not self.posterior.frozen:
-            self.posterior.learn(features.unflatten(-1, (-1, self.posterior.channels)), codes, generator)
+        codes = posterior or self._learned(self._features(x, y, network_dtype), generator)
+        assert isinstance(codes, Codes)
         z, log_qz_x = codes.rsample_with_log_prob(num_samples, generator)
         likelihood = self.decode(z[:1], network_dtype, y=y)  # all draws are the same
         one_hot = F.one_hot(codes.index, self.posterior.codes).flatten(1).to(z.dtype)
@@ -287,6 +286,13 @@ class Quantized(Model):
             metrics={"perplexity": torch.special.entr(share).sum().exp(), "codes_used": (used > 0).to(z.dtype).sum()},
             noise=generator,
         )
+
+    def _learned(self, features: Tensor, generator: torch.Generator | None) -> Codes:
+        """The codes of features [B, P * C], from which the codebook learns while the model trains."""
+        codes = self.posterior(features)
+        if self.training and torch.is_grad_enabled() and not self.posterior.frozen:
+            self.posterior.learn(features.unflatten(-1, (-1, self.posterior.channels)), codes, generator)
+        return codes
 
     def encode(self, x: Tensor, network_dtype: torch.dtype | None = None, *, y: Tensor | None = None) -> Codes:
         return self.posterior(self._features(x, y, network_dtype))
