@@ -194,25 +194,30 @@ def test_only_some_rows_take_only_their_chunks(
 # -- on another machine ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["solid", "image"])
-def test_threads_write_the_same_file(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+@pytest.mark.parametrize(
+    ("mode", "chunk", "coder"), [("solid", 10, (False, 1)), ("image", 10, (False, 1)), ("solid", 0, (True, 2))]
+)
+def test_threads_write_the_same_file(
+    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any, chunk: int, coder: tuple[bool, int]
+) -> None:
+    """A thread with one of torch's for each chunk; for a chunk that is alone all of torch's."""
     np.save(tmp_path / "x.npy", DIGITS)
-    compress(made("conv"), tmp_path / "x.npy", "one.vae", mode=mode, chunk=10)
-    encode, coders = lossless.encode, set[bool]()
+    compress(made("conv"), tmp_path / "x.npy", "one.vae", mode=mode, chunk=chunk)
+    encode, coders = lossless.encode, set[tuple[bool, int]]()
 
     def noted(*arguments: Any) -> Any:
-        coders.add(threading.current_thread() is threading.main_thread())
+        coders.add((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
         return encode(*arguments)
 
     monkeypatch.setattr(lossless, "encode", noted)
     torch.set_num_threads(2)
     try:
-        compress(made("conv"), tmp_path / "x.npy", "two.vae", mode=mode, chunk=10)
+        compress(made("conv"), tmp_path / "x.npy", "two.vae", mode=mode, chunk=chunk)
         decompress(made("conv"), "one.vae", "back.npy")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert coders == {False}
+    assert coders == {coder}
     assert Path("one.vae").read_bytes() == Path("two.vae").read_bytes()
     assert Path("back.npy").read_bytes() == (tmp_path / "x.npy").read_bytes()
 

@@ -350,6 +350,9 @@ def test_updates_that_were_skipped(case: Case) -> None:
     assert alarms(sick) == {"skipped-updates"}
     assert finding.evidence == {"skipped": 2, "steps": 770, "first_skipped": ""}
     assert "training.learning_rate=0.0003 training.gradient_clip=1" in finding.remedy
+    training = case.run.config.training.model_copy(update={"gradient_clip": 1.0})
+    clipped = replace(sick, run=replace(case.run, config=replace(case.run.config, training=training)))
+    assert "training.gradient_clip=0.1" in found(clipped, "skipped-updates", "warning").remedy
     training = case.run.config.training.model_copy(update={"precision": "float16"})
     half = replace(sick, run=replace(case.run, config=replace(case.run.config, training=training)))
     assert found(half, "skipped-updates", "info")

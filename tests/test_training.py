@@ -145,8 +145,10 @@ def test_divergence_in_the_first_epoch_says_so_and_leaves_nothing(tmp_path: Path
         VaelabError, match=r"diverged in its first epoch: 10 updates in a row .*; lower training\.learning_rate"
     ) as caught:
         train(tmp_path / "run", overrides={**SMALL, "training.learning_rate": 1e6})
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 1 and "set training.gradient_clip=1," in str(caught.value)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(VaelabError, match=r"lower training\.learning_rate, lower training\.gradient_clip, or"):
+        train(tmp_path / "run", overrides={**SMALL, "training.learning_rate": 1e6, "training.gradient_clip": 1})
 
 
 def test_divergence_later_keeps_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

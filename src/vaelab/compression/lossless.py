@@ -2,11 +2,11 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from vaelab.runs import Run
 
 RunPath = str | os.PathLike[str] | Run
 Levels = NDArray[np.integer[Any]]
+_Part = TypeVar("_Part")
+_Made = TypeVar("_Made")
 CHUNK = 1000
 
 
@@ -169,6 +171,11 @@ def _take(run: Run, source: str | os.PathLike[str] | None, split: str | None, ti
     )
 
 
+def _each(function: Callable[[_Part], _Made], parts: Sequence[_Part]) -> Iterable[_Made]:
+    """`function` of each part, in order: a thread for each of several parts, all threads for one alone."""
+    return in_order(function, parts) if len(parts) > 1 else map(function, parts)
+
+
 def pack(codec: Codec, taken: cargo.Cargo, mode: Mode, chunk: int) -> tuple[bytes, Container]:
     """The file that holds these examples."""
     examples, n = taken.examples, len(taken.examples)
@@ -180,7 +187,7 @@ def pack(codec: Codec, taken: cargo.Cargo, mode: Mode, chunk: int) -> tuple[byte
             return Chunk((_stream(codec.model, part),))
         return Chunk(tuple(_stream(codec.model, part[at : at + 1]) for at in range(len(part))))
 
-    chunks = tuple(in_order(made, parts))
+    chunks = tuple(_each(made, parts))
     container = Container(mode, codec.model_hash, codec.tables_hash, taken.description, content_hash(examples), chunks)
     return write_container(container), container
 
@@ -198,7 +205,7 @@ def unpack(codec: Codec, reader: Reader, wanted: Sequence[int] | None = None) ->
         found = [_decode(codec.model, stream, reader) for stream in chunk.streams]
         return np.concatenate([examples for examples, _ in found]), all(whole for _, whole in found)
 
-    found = list(in_order(decoded, chunks))
+    found = list(_each(decoded, chunks))
     if wanted is None:
         examples = np.concatenate([np.empty((0, *codec.model.shape), np.int32), *(part for part, _ in found)])
         if content_hash(examples) != reader.content_hash:

@@ -137,7 +137,13 @@ def skipped_updates(case: Case) -> Iterator[Finding]:
 def _tamer(case: Case) -> str:
     """Training with a lower learning rate, at most the usual one, and with clipped gradients."""
     rate = case.run.config.training.learning_rate
-    return case.again(case.slower(max(3, rate / USUAL_RATE)), "training.gradient_clip=1")
+    return case.again(case.slower(max(3, rate / USUAL_RATE)), _clipped(case))
+
+
+def _clipped(case: Case) -> str:
+    """Gradients cut to a norm of 1, or where that was not enough to a tenth of what they were cut to."""
+    clip = case.run.config.training.gradient_clip
+    return f"training.gradient_clip={1 if clip > 1 else clip / 10:g}"
 
 
 def not_finite(case: Case) -> Iterator[Finding]:
@@ -156,7 +162,7 @@ def not_finite(case: Case) -> Iterator[Finding]:
             "of": sum(finite.numel() for finite in weights),
         },
         "too high a learning rate, or data far from 1",
-        case.again(case.slower(10), "training.gradient_clip=1"),
+        case.again(case.slower(10), _clipped(case)),
         curves(case, "loss", "not-finite"),
     )
 

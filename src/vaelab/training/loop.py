@@ -368,5 +368,5 @@ def _give_up(run: Run, job: Job, lines: list[dict[str, Any]]) -> NoReturn:
         if job.processes.is_first:
             _save_results(run, job, lines)
         what += f"; {run} keeps the weights of epoch {counters.best_epoch}"
-    remedy = "lower training.learning_rate, set training.gradient_clip=1, or scale the data to values near 1"
-    raise Diverged(f"{what}; {remedy}")
+    clip = "set training.gradient_clip=1" if run.config.training.gradient_clip > 1 else "lower training.gradient_clip"
+    raise Diverged(f"{what}; lower training.learning_rate, {clip}, or scale the data to values near 1")
