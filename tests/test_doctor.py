@@ -435,7 +435,7 @@ def test_collapse_of_some_latents_is_named(well: Run, edited: Callable[..., Case
     assert finding.evidence["silent"] == [0, 1, 2, 3, 5, 6, 7, 8, 9] and finding.evidence["active"] == 1
     two = edited(well, lambda state: silence(state, [3, 7]))
     finding = found(two, "posterior-collapse", "info")
-    assert "silent: 3, 7." in finding.message
+    assert "Not active, counted from 0: 3, 7." in finding.message
     model, x = load(well), two.examples.batch()
     with torch.no_grad():
         loc, log_variance = model.posterior.head(model.encoder(x)).double().chunk(2, -1)  # pyright: ignore

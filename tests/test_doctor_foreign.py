@@ -201,7 +201,8 @@ LEFT_ALONE: dict[str, tuple[str, Changes]] = {
             ("class Loss(nn.Module):\n", "class Loss(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
              "        self.log_sigma = nn.Parameter(torch.zeros(()))\n\n"),
             ('F.binary_cross_entropy(recons, input, reduction="sum")',
-             "(F.mse_loss(recons, input, reduction='sum') / self.log_sigma.exp() ** 2 / 2 + 64 * self.log_sigma)"),
+             "(F.mse_loss(recons, input, reduction='sum') / self.log_sigma.exp() ** 2 / 2"
+             " + input.numel() * self.log_sigma)"),
         ),
     ),
 }  # fmt: skip
@@ -695,12 +696,98 @@ def test_a_mean_over_the_batch_is_seen_beside_a_sigma_that_is_learned(examine: E
         ("def criterion(logits, x, m, lv):", "criterion = Loss()\n\n\ndef unused(logits, x, m, lv):"),
     )  # fmt: skip
     found = examine("sequential", *changes)
-    assert names(found) == ["effective-beta"] and found["effective-beta"].evidence["beta"] == B
+    assert names(found) == ["effective-beta"]
+    assert found["effective-beta"].evidence["beta"] == pytest.approx(B, rel=1e-6)  # the loss's weight is in float32
     well = (
         "return nll - 0.5 * torch.sum(1 + lv - m**2 - lv.exp())",
         "return nll - 0.5 * (1 + lv - m**2 - lv.exp()).sum(1).mean()",
     )
     assert names(examine("sequential", *changes, well)) == []
+
+
+def with_scale(made: str, density: str) -> tuple[tuple[str, str], ...]:
+    """A loss that learns a scale: how it is made of a weight w, and the term of each pixel."""
+    return (
+        ("class Net(", "class Loss(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+         "        self.w = nn.Parameter(torch.full((), 0.3))\n\n    def forward(self, r, x, m, lv):\n"
+         f"        s = {made}\n        nll = ({density}).flatten(1).sum(1)\n"
+         "        return (nll + 0.5 * (lv.exp() + m**2 - 1 - lv).sum(1)).mean()\n\n\nclass Net("),
+        ("def criterion(logits, x, m, lv):", "criterion = Loss()\n\n\ndef unused(logits, x, m, lv):"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("made", ["self.w.exp()", "(self.w / 2).exp()", "F.softplus(self.w)", "self.w"])
+@pytest.mark.parametrize("density", ["((r - x) / s) ** 2 / 2 + s.log()", "(r - x).abs() / s + s.log()"])
+def test_a_mean_over_pixels_is_seen_beside_a_scale_that_is_learned(
+    made: str, density: str, examine: Examine, tmp_path: Path
+) -> None:
+    """Whatever the loss makes its scale of: what counts is ln σ, not the errors' own weight."""
+    right = with_scale(made, density)
+    assert names(examine("sequential", *right)) == []
+    (sick,) = examine("sequential", *right, (".flatten(1).sum(1)", ".flatten(1).mean(1)")).alarms
+    assert sick.name == "effective-beta" and sick.severity == "error"
+    assert sick.evidence["beta"] == pytest.approx(64, rel=1e-5)
+    assert "averaged over the 64 pixels" in sick.cause and text_at(tmp_path, sick.evidence["line"]).startswith("nll")
+    told = sick.remedy.partition("write  ")[2]
+    assert names(examine("sequential", *right, (".flatten(1).sum(1)", ".flatten(1).mean(1)"),
+                         (text_at(tmp_path, sick.evidence["line"]), told))) == []  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("density", "weight", "severity"),
+    [
+        ("((r - x) / s) ** 2 / 2", 0, "error"),
+        ("((r - x) / s) ** 2 / 2 - s.log()", -1, "error"),
+        ("((r - x) / s) ** 2 / 2 + s.log() / 50", 1 / 50, "error"),
+        ("((r - x) / s) ** 2 / 2 + s.log() / 4", 1 / 4, "warning"),
+        ("((r - x) / s) ** 2 * 7 + s.log()", 1, ""),  # another unit of s
+    ],
+)
+def test_what_ln_sigma_counts_beside_a_scale_that_is_learned(
+    density: str, weight: float, severity: str, examine: Examine
+) -> None:
+    found = examine("sequential", *with_scale("self.w.exp()", density)).alarms
+    assert [one.severity for one in found] == ([severity] if severity else [])
+    if severity:
+        assert found[0].name == "effective-beta"
+        assert found[0].evidence["weight_of_log_sigma"] * B == pytest.approx(weight, rel=1e-5, abs=1e-9)
+        assert ("as large as it can" in found[0].message) == (weight <= 0)
+
+
+def test_a_mean_over_latents_and_examples_is_told_where_it_stands(examine: Examine, tmp_path: Path) -> None:
+    kl = "kl = 0.5 * (lv.exp() + m**2 - 1 - lv).sum(1)"
+    (sick,) = examine("sequential", (kl, kl.replace("sum(1)", "mean()"))).alarms
+    assert sick.evidence["beta"] == pytest.approx(1 / 6)
+    assert "sum over the latents, and take the mean over the examples alone" in sick.remedy
+    assert text_at(tmp_path, sick.evidence["line"]).startswith("kl = ")
+
+
+def test_a_log_variance_whose_range_has_no_gradient_is_told_where_it_is_cut(examine: Examine, tmp_path: Path) -> None:
+    cut = ("m, lv = self.enc(x).chunk(2, dim=1)", "m, lv = self.enc(x).chunk(2, dim=1)\n        lv = lv.clamp(4, 9)")
+    found = examine("sequential", cut)["no-gradient"]
+    assert "cut off at 4" in found.message and text_at(tmp_path, found.evidence["line"]) == "lv = lv.clamp(4, 9)"
+
+
+def test_an_activation_is_found_behind_a_clamp(examine: Examine, tmp_path: Path) -> None:
+    rectified = "m, lv = F.relu(self.enc(x)).chunk(2, dim=1)"
+    found = examine("sequential", ("m, lv = self.enc(x).chunk(2, dim=1)", f"{rectified}\n        lv = lv.clamp(-9, 9)"))
+    told = [one for one in found.alarms if one.name == "latent-range"]
+    assert [one.evidence["output"] for one in told] == ["mean", "log-variance"]
+    assert all(text_at(tmp_path, one.evidence["line"]) == rectified for one in told)
+
+
+def test_one_layer_for_mean_and_log_variance_is_told_where_it_is_used(examine: Examine, tmp_path: Path) -> None:
+    found = examine("classic", ("self.fc22(h1)", "self.fc21(h1)"))["same-output"]
+    assert text_at(tmp_path, found.evidence["line"]) == "return self.fc21(h1), self.fc21(h1)"
+
+
+def test_an_average_of_normal_densities_is_made_a_sum_and_its_chosen_variance_kept(examine: Examine) -> None:
+    own = 'rec = F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)'
+    loss = "rec = F.gaussian_nll_loss(logits, x, torch.full_like(x, 0.04), full=True, reduction='mean')"
+    (sick,) = examine("sequential", (own, loss)).alarms
+    assert sick.name == "effective-beta" and "averaged over the 64 pixels" in sick.cause
+    assert "sum over the pixels, and take the mean over the examples alone" in sick.remedy
+    assert "2σ²" not in sick.remedy
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def collapse(case: Case) -> Iterator[Finding]:
         message = f"Posterior collapse: no latent of {count} is active, so the decoder makes the same of every example."
         severity = "error"
     else:
-        message = f"{used} of {count} latents are active; silent: {which}."
+        message = f"{used} of {count} latents are active. Not active, counted from 0: {which}."
         severity = "warning" if (used <= FEW_LATENTS * count and count >= 10) or behind else "info"
     yield Finding(
         "posterior-collapse",

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_paths import after, before, made_by, makes, meeting, takes
-from vaelab.diagnosis.model_file import change, leave, line_of
+from vaelab.diagnosis.foreign_paths import after, before, last_step, made_by, makes, meeting, takes
+from vaelab.diagnosis.model_file import change, leave, line_of, text_of
 from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import READINGS, Noise, meant, moved, words
 from vaelab.diagnosis.tracing import Call
@@ -297,14 +297,17 @@ def swapped(p: Patient) -> Iterator[Finding]:
     """Are mean and log-variance two things, each at its place?"""
     call = p.where_sigma_is_made()
     if not moved(p.mean.tensor, p.spread.tensor):
-        where, text = p.source_line("return")
+        made = last_step(p.seen.calls, p.spread.tensor)
+        where, text = line_of(made), text_of(made)
         yield Finding(
             "same-output",
             "error",
             f"Mean ({p.mean.place}) and log-variance ({p.spread.place}) are equal.",
             {"mean": p.mean.place, "log_variance": p.spread.place, "line": where},
             "one layer makes both, where there should be two",
-            "Give each of them a linear layer of its own" + (f": {where}  ({text})" if where else "."),
+            f"{where}: give each of them a linear layer of its own  (there stands: {text})"
+            if where
+            else "Give each of them a linear layer of its own.",
         )
     elif meant(p.mean) == "spread" and meant(p.spread) == "mean":
         yield Finding(

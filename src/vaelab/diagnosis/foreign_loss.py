@@ -356,24 +356,27 @@ def _formula(p: Patient, kl: Kl, call: Call | None) -> Finding:
     name, weight = kl.closest()
     right = FORMULAS[name]
     terms = {term: one / (weight or 1) for term, one in kl.terms.items()}
-    differences = [(terms.get(term, 0.0), right.get(term, 0.0), term) for term in {**right, **terms}]
-    told = ", ".join(f"{_factor(is_, term)} in place of {_factor(should, term)}"
-                     for is_, should, term in differences if abs(is_ - should) > 1e-3)  # fmt: skip
+    changes = [(terms.get(term, 0.0), right.get(term, 0.0), term) for term in {**right, **terms}]
+    told = ", ".join(_change(*one) for one in changes if abs(one[0] - one[1]) > 1e-3)
     formula = " ".join(_factor(factor, term, True) for term, factor in right.items()).removeprefix("+ ")
     return Finding(
         "kl-formula",
         "error",
         f"The KL of a normal distribution with mean m and {words(name)} s from N(0, 1) is {formula} − 0.5, summed over "
-        f"the latents. This loss has {told}.",
+        f"the latents. This loss {told}.",
         {"terms": terms, "expected": dict(right), "line": line_of(call)},
         "a term is missing, or has another factor or sign",
         change(call, leave, f"write  {p.right_kl(name)}"),
     )
 
 
-def _factor(value: float, term: str, signed: bool = False) -> str:
+def _change(value: float, right: float, term: str) -> str:
     if abs(value) < 1e-3:
-        return f"no {term}"
+        return f"lacks {_factor(right, term)}"
+    return f"has {_factor(value, term)}" + (f" in place of {_factor(right, term)}" if right else ", no part of it")
+
+
+def _factor(value: float, term: str, signed: bool = False) -> str:
     sign = ("+ ", "− ")[value < 0] if signed else ("", "−")[value < 0]
     number = "" if abs(abs(value) - 1) < 1e-3 else f"{abs(value):.3g} "
     return f"{sign}{number}{term}"

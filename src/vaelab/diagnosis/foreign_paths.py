@@ -68,9 +68,7 @@ def made_by(calls: list[Call], call: Call) -> list[Tensor]:
     return next(([*tensors_in([one.output])] for one in calls if (one.name, one.file, one.line) == place), [])
 
 
-def last_step(calls: list[Call], output: Tensor) -> Call | None:
-    """What computed the values of an output, whatever shaped them after that."""
-    for call in reversed(before(calls, [output])):
-        if call.name not in _SHAPES:
-            return call
-    return None
+def last_step(calls: list[Call], output: Tensor, behind: Iterable[str] = ()) -> Call | None:
+    """What computed the values of an output, whatever shaped them after that, or was `behind` that."""
+    passed = {*_SHAPES, *behind}
+    return next((call for call in reversed(before(calls, [output])) if call.name.rstrip("_") not in passed), None)

@@ -25,7 +25,7 @@ ILLNESSES = (
         f"error above {LOST_BETA:g} or where it changes with the batch size, warning beyond a factor of "
         f"{FAR_BETA:g}, info beyond 1 %; for a squared error, warning if σ is below {NARROW:.0%} of a pixel's "
         "standard deviation, and if it is averaged as for squared-error-without-scale; for an absolute error, error "
-        f"above {LOST_BETA:g}, else warning",
+        f"above {LOST_BETA:g}, else warning; for a σ that the loss learns, β is by what ln σ counts, error without it",
     ),
     Illness(
         "squared-error-without-scale",
@@ -47,8 +47,8 @@ def scales(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     """What β, or σ, do its sums, means and factors make?"""
     if loss.is_vector or loss.distance is None or not loss.ratio > 0:
         return
-    if loss.learned:
-        yield from _learned(p, loss)
+    if loss.scale_weight is not None:
+        yield from _learned(p, loss, loss.scale_weight)
     elif "squared" in loss.distance:
         yield from _squared(p, loss)
     elif "absolute" in loss.distance:
@@ -59,11 +59,16 @@ def scales(p: Patient, loss: LossTerms) -> Iterator[Finding]:
 
 @dataclass
 class _Cause:
-    """What makes the ratio of the weights: in words, whether means do, and those that must become sums."""
+    """What makes the ratio of the weights: in words, whether means do, and those that must become sums.
+
+    Attributes:
+        left: the ratio that sums would leave.
+    """
 
     words: str
     averaged: bool
     means: list[Mean]
+    left: float
 
 
 def _explained(p: Patient, loss: LossTerms) -> _Cause:
@@ -72,29 +77,36 @@ def _explained(p: Patient, loss: LossTerms) -> _Cause:
     over_pixels, over_latents, left = next(
         ((a, b, f) for f in (1, 2, 0.5) for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))
          if math.isclose(rest, p.pixels**a / p.latents**b * f, rel_tol=1e-3)),
-        (0, 0, rest),
+        _as_written(p, loss, rest),
     )  # fmt: skip
     batch = f"the batch of {p.batch}"
     first = [*([f"the {p.pixels:,} pixels"] if over_pixels else []), *([batch] if by_batch > 0.5 else [])]
     second = [*([f"the {p.latents} latents"] if over_latents else []), *([batch] if by_batch < -0.5 else [])]
     if not first and not second:
-        return _Cause(f"a factor of {loss.ratio:.3g} between the two terms", False, [])
+        return _Cause(f"a factor of {loss.ratio:.3g} between the two terms", False, [], loss.ratio)
     told = [f"the {name} is averaged over {' and '.join(over)}" if over else f"the {name} is summed"
             for name, over in (("reconstruction term", first), ("KL", second))]  # fmt: skip
     words = ", ".join(told) + ("" if left == 1 else f", and there is a factor of {left:.3g}")
-    return _Cause(words, True, _to_sum(p, loss, left))
+    return _Cause(words, True, _to_sum(p, loss, left), left)
+
+
+def _as_written(p: Patient, loss: LossTerms, rest: float) -> tuple[int, int, float]:
+    """Whether the loss has a mean over pixels, and one over latents; and the factor that is left beside them."""
+    found = {(one.of_kl, one.number) for one in means(loss, (p.batch, p.pixels, p.latents))}
+    over_pixels = int(not found.isdisjoint({(False, p.pixels), (False, p.pixels * p.batch)}))
+    over_latents = int(not found.isdisjoint({(True, p.latents), (True, p.latents * p.batch)}))
+    return over_pixels, over_latents, rest / p.pixels**over_pixels * p.latents**over_latents
 
 
 def _to_sum(p: Patient, loss: LossTerms, left: float) -> list[Mean]:
-    """The means that must become sums; or, if the KL is averaged over the batch elsewhere, sums over pixels alone.
+    """The means that must become sums; or else those that must become sums but over the examples.
 
     Args:
         left: the ratio of the weights that is left without means.
     """
     found = means(loss, (p.batch, p.pixels, p.latents))
-    direct = to_sum(found, loss.ratio, left)
-    partly = to_sum([one for one in found if not one.of_kl], loss.ratio, left / p.batch)
-    return direct or [replace(one, keep_batch=True) for one in partly]
+    within = [replace(one, number=one.number / p.batch, keep_batch=True) for one in found if one.number > p.batch]
+    return to_sum(found, loss.ratio, left) or to_sum(within, loss.ratio, left)
 
 
 def _sum_remedy(cause: _Cause) -> str:
@@ -147,20 +159,27 @@ def _has_a_half(loss: LossTerms) -> bool:
     )
 
 
-def _learned(p: Patient, loss: LossTerms) -> Iterator[Finding]:
-    """A scale that the loss learns hides any factor but one: the number of examples."""
-    if not loss.varies:
+def _learned(p: Patient, loss: LossTerms, weight: float) -> Iterator[Finding]:
+    """A scale that is learned makes up for any weight of the errors, so ln σ beside them tells what they count."""
+    loss = replace(loss, weight=weight)
+    if loss.ratio > 0 and (_explained(p, loss).averaged or abs(loss.ratio - 1) < 0.01):
+        yield from _beta(p, loss)
         return
-    cause = _explained(p, loss)
-    beta = p.batch ** (loss.batch[1] - loss.batch[0])
+    call, density = term_call(loss), "(error²/(2σ²) + ln σ) is summed over all pixels of all examples"
+    if loss.ratio > 0:
+        message = f"ln σ counts {weight:.3g} for each pixel, and the KL {loss.kl.weight:.3g}: β = {loss.ratio:.3g}. A "
+        message += "VAE has β = 1; whatever weighs the errors themselves makes no difference to a σ that is learned."
+    else:
+        message = "The loss learns the scale σ of its errors, and nothing keeps σ small: training makes it as large as "
+        message += "it can, until the errors no longer count."
     yield Finding(
         "effective-beta",
-        "error",
-        f"The weight of the KL changes with the batch size: one term is averaged over the {p.batch} examples, the "
-        f"other is summed, so β is {beta:,.3g} times what it is for one example.",
-        {"beta": beta, "batch": p.batch, "changes_with_batch": True, "line": _first_line(loss, cause)},
-        "a mean and a sum over the batch",
-        _sum_remedy(cause),
+        "warning" if 1 / LOST_BETA < loss.ratio < LOST_BETA else "error",
+        message,
+        {"weight_of_log_sigma": weight, "beta": loss.ratio, "line": line_of(call)},
+        "−log p(x|z) has a ln σ for every pixel of every example; here it is missing, has another factor or sign, or "
+        "the KL has a factor",
+        change(call, leave, f"write it so that {density}, and the KL beside it has no factor"),
     )
 
 
@@ -197,7 +216,9 @@ def _squared(p: Patient, loss: LossTerms) -> Iterator[Finding]:
          "batch": p.batch, "line": _first_line(loss, cause)},
         cause.words if cause.averaged or not wide
         else "the squared error is not divided by 2σ², or is averaged over pixels",
-        _scale_remedy("squared error by 2σ²", f"σ = {math.sqrt(per_pixel) / 3:.2g}", cause),
+        _sum_remedy(cause)
+        if cause.averaged and NARROW**2 * per_pixel < cause.left / 2 < FAR_BETA * per_pixel
+        else _scale_remedy("squared error by 2σ²", f"σ = {math.sqrt(per_pixel) / 3:.2g}", cause),
     )  # fmt: skip
 
 
@@ -216,7 +237,9 @@ def _absolute(p: Patient, loss: LossTerms) -> Iterator[Finding]:
         {"scale": loss.ratio, "mean_absolute_deviation": own, "beta_at_least": times,
          "changes_with_batch": loss.varies, "line": _first_line(loss, cause)},
         cause.words if cause.averaged else "the absolute error is not divided by b, or is averaged over pixels",
-        _scale_remedy("absolute error by b", f"b = {own / 3:.2g}", cause),
+        _sum_remedy(cause)
+        if cause.averaged and cause.left < FAR_BETA * own
+        else _scale_remedy("absolute error by b", f"b = {own / 3:.2g}", cause),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign_forward import EXPLICIT
-from vaelab.diagnosis.foreign_paths import after, before, break_of_gradient, made_by, meeting
+from vaelab.diagnosis.foreign_paths import after, before, break_of_gradient, last_step, made_by, meeting
 from vaelab.diagnosis.model_file import Output, change, line_of
 from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import gradients
@@ -112,12 +112,27 @@ def gradient(p: Patient) -> Iterator[Finding]:
     lost = [name for name, own in (("mean", of_mean - of_spread or of_mean), ("log-variance", of_spread - of_mean))
             if own and not own & reached and not (name == "log-variance" and not p.reading.noise.reaches)]  # fmt: skip
     detached = [name for name, own in (("mean", of_mean), ("log-variance", of_spread)) if not own]
-    if detached:
+    if detached == ["log-variance"] and (cut := _cut(p, seen, found)):
+        yield cut
+    elif detached:
         yield _detached(detached, break_of_gradient(before(seen.calls, p.reading.pick(found)[1:])))
     elif lost:
         yield _lost(p, seen, found, lost, (len(of_mean | of_spread), len((of_mean | of_spread) & reached)))
     else:
         yield from _unreached(seen, list(p.reading.pick(found)[1:]), p.subject.last)
+
+
+def _cut(p: Patient, seen: Tracer, found: list[Output]) -> Finding | None:
+    """A log-variance that is cut to a range, with all of its values at the ends, where a clamp has no gradient."""
+    spread = p.reading.pick(found)[2].detach()
+    call = last_step(seen.calls, p.reading.pick(found)[2])
+    if call is None or call.name.rstrip("_") not in ("clamp", "clip") or len(spread.unique()) > 2:
+        return None
+    message = (
+        f"All log-variances are cut off at {float(spread.max()):.3g}: no gradient flows back through a clamp there."
+    )
+    cause = "the range leaves out the values near 0 that an encoder begins with"
+    return _finding(message, {"lost": ["log-variance"]}, call, cause, "leave it as it is, or cut it at ±10")
 
 
 def _with_gradient(output: Tensor, weights: list[nn.Parameter]) -> set[int]:

@@ -10,7 +10,8 @@ from vaelab.diagnosis.loss_terms import LossTerms
 from vaelab.diagnosis.model_file import line_of, text_of
 from vaelab.diagnosis.tracing import Call, tensors_in
 
-_LOSSES = {"binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss"}
+_LOSSES = {"binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss",
+           "gaussian_nll_loss"}  # fmt: skip
 _DIVISIONS = {"div", "div_", "__truediv__", "true_divide", "divide"}
 _PRODUCTS = {"mul", "mul_", "__mul__", "__rmul__", "multiply"}
 
@@ -86,7 +87,8 @@ def summed(found: list[Mean]) -> str:
             told[f"{place}: write  {new}"] = None
             continue
         what = f"take out the division by {mean.number:g}" if divides else "take the sum in place of the mean"
-        what = "sum over the pixels, and take the mean over the examples alone" if keep else what
+        over = "latents" if mean.of_kl else "pixels"
+        what = f"sum over the {over}, and take the mean over the examples alone" if keep else what
         told[f"{place}: {what}  (there stands: {text})" if place else what] = None
     return "\nand ".join(told)
 

@@ -79,7 +79,7 @@ class LossTerms:
         shape: of what it returns, [] if that is one number.
         function: the loss itself.
         arguments: reconstruction, x, mean and s, as the tracer saw them.
-        learned: whether it has weights of its own that the reconstruction term depends on: a learned σ.
+        scale_weight: what ln σ counts in one pixel of one example, where the loss learns the scale σ of its errors.
     """
 
     distance: str | None
@@ -90,7 +90,7 @@ class LossTerms:
     broadcasts: bool
     ungraded: list[str]
     undefined: bool
-    learned: bool
+    scale_weight: float | None
     shape: list[int]
     function: Loss
     arguments: tuple[Tensor, ...]
@@ -173,7 +173,7 @@ def take_apart(loss: Loss, reconstruction: Tensor, x: Tensor, mean: Tensor, spre
         broadcasts=probe.broadcasts(),
         ungraded=probe.ungraded(),
         undefined=probe.undefined(),
-        learned=probe.learned([*loss.parameters()] if isinstance(loss, nn.Module) else []),
+        scale_weight=probe.scale_weight([*loss.parameters()] if isinstance(loss, nn.Module) else [], distance or ""),
         shape=shape,
         function=loss,
         arguments=arguments,
@@ -311,15 +311,27 @@ class _Probe:
         lost = [name for name, grad in zip(at, grads, strict=True) if not _any(grad)]
         return [name for name in lost if float(loss(at | {name: at[name] + 0.1}).detach()) != float(value.detach())]
 
-    def learned(self, weights: list[nn.Parameter]) -> bool:
-        """Whether the reconstruction term depends on weights of the loss."""
-        if not weights:
-            return False
-        near, far = self.reconstruction, self.reconstruction + 0.3
-        difference = self.loss(far, self.x, self.mean, self.spread) - self.loss(near, self.x, self.mean, self.spread)
-        if not difference.requires_grad:
-            return False
-        return any(map(_any, torch.autograd.grad(difference, weights, allow_unused=True)))
+    def scale_weight(self, weights: list[nn.Parameter], distance: str) -> float | None:
+        """The weight w of ln σ in one pixel; None where the loss learns no scale.
+
+        With each of n pixels at the distance ℓ the loss is A ℓ + C. A Gaussian has A = w / (2σ²) and C = n w ln σ, a
+        Laplace distribution A = w / b and C = n w ln b. So w is −2 A dC/dA / n, or −A dC/dA / n, whatever the weights
+        make σ of. The derivative is taken along the gradient of A.
+        """
+        times = 2 if "squared" in distance else 1 if "absolute" in distance else 0
+        if not weights or not times:
+            return None
+        reconstructions = [torch.full_like(self.reconstruction, value) for value in (0.5, 0.8)]
+        near, far = (self.loss(one, self.x, self.mean, self.spread) for one in reconstructions)
+        lengths = [
+            float(DISTANCES[distance](one.flatten(), self.x.flatten()).double().sum()) for one in reconstructions
+        ]
+        a = (far - near) / (lengths[1] - lengths[0])
+        along = _gradient(a, weights)
+        if not along.any():
+            return None
+        of_c = _gradient(near - a * lengths[0], weights)
+        return -times * float(a.detach()) * float(of_c @ along / (along @ along)) / self.x.numel()
 
     def undefined(self) -> bool:
         """Whether a reconstruction of exactly 0 or 1 breaks it, where the pixel is just that.
@@ -340,6 +352,15 @@ class _Probe:
 
 def _any(grad: Tensor | None) -> bool:
     return grad is not None and bool(grad.any())
+
+
+def _gradient(value: Tensor, weights: list[nn.Parameter]) -> Tensor:
+    """Of all weights, as one vector."""
+    grads = [None for _ in weights]
+    if value.requires_grad:
+        grads = torch.autograd.grad(value, weights, allow_unused=True, retain_graph=True)
+    parts = [torch.zeros_like(own) if one is None else one for one, own in zip(grads, weights, strict=True)]
+    return torch.cat([one.detach().flatten().double() for one in parts])
 
 
 def _explain(values: Tensor, terms: list[Tensor]) -> tuple[Tensor, float]:

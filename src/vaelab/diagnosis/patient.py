@@ -135,7 +135,8 @@ class Patient:
 
         One that is a layer stands where the layer was made, if no other line makes one.
         """
-        call = last_step(self.seen.calls, output.tensor)
+        cuts = {"clamp", "clip"} - {*names}
+        call = last_step(self.seen.calls, output.tensor, behind=cuts)
         if call is None or call.name.rstrip("_") not in names:
             return "", ""
         if call.name.rstrip("_") in text_of(call):
