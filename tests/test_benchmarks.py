@@ -230,6 +230,7 @@ def test_the_neighbor_asks_for_a_whole_core_once_it_is_told() -> None:
 
 
 @needs_schedstat
+@pytest.mark.slow
 def test_the_neighbor_does_not_outlive_who_started_it() -> None:
     code = "import os, common\nwith common.neighbor() as n: n.start(); print(n.process.pid, flush=True); os._exit(0)"
     found = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, stdout=subprocess.PIPE, text=True, check=True)

@@ -48,6 +48,7 @@ def test_there_are_three_examples() -> None:
     assert {file.name for file in EXAMPLES.glob("*.py")} == {"own_pictures.py", "compare.py", "latent_walk.py"}
 
 
+@pytest.mark.slow
 def test_own_pictures_makes_a_folder_trains_and_writes_pictures(tmp_path: Path) -> None:
     run_example("own_pictures.py", "--epochs", "1")
     digits = load_digits()
@@ -93,6 +94,7 @@ def test_compare_prints_the_held_out_numbers_of_four_runs(tmp_path: Path) -> Non
         assert int(active) == found.active_units and found.split == "test"
 
 
+@pytest.mark.slow
 def test_latent_walk_visits_a_held_out_example_of_every_digit(tmp_path: Path) -> None:
     assert "60 frames" in run_example("latent_walk.py", "--epochs", "5")
     run = Run.open(tmp_path / "runs" / "vae-digits-1")

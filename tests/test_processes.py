@@ -96,6 +96,7 @@ def test_validation_is_weighted_by_the_number_of_examples(digits_run: Run) -> No
     assert found != pytest.approx(sum(means) / 3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes(tmp_path: Path) -> None:
     """Its numbers are those of one process within 0.3 nat; one process writes and tells."""
     words = ["-m", "vaelab", "train", "--data", "digits", "--epochs", "40", *SMALL, "--out"]
@@ -164,6 +165,7 @@ def test_resuming_with_another_number_of_processes_says_so(tmp_path: Path) -> No
     assert "vaelab: begun with 2 processes, resumed with 1: shares and noise differ" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_environment_of_several_processes_that_are_not_there(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vaelab", "train", "--data", "digits", "--epochs", "1", *SMALL, "--out", "run"]
     alone = {**ENVIRONMENT, "RANK": "1"}
@@ -189,6 +191,7 @@ def test_wrong_input_is_told_once(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_shares_that_do_not_divide_are_refused(tmp_path: Path) -> None:
     done = launch("-m", "vaelab", "train", "--data", "digits", "training.batch_size=127", cwd=tmp_path)
     assert "batch_size=127: 2 processes x training.gradient_accumulation=1 take equal shares" in done.stderr

@@ -187,7 +187,7 @@ def test_the_readme_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch, tmp
     assert len(list(Path("runs").glob("*/model.safetensors"))) == trained
 
 
-LONG_GUIDES = ("compare", "compose", "experiment", "many-gpus", "representation")
+LONG_GUIDES = ("compare", "compose", "experiment", "many-gpus", "new-part", "own-network", "representation")
 GUIDES = [
     pytest.param(file, marks=[pytest.mark.slow] * (file.stem in LONG_GUIDES), id=file.stem)
     for file in sorted((ROOT / "docs" / "guides").glob("*.md"))
