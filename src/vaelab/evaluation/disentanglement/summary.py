@@ -34,6 +34,7 @@ METRICS = (
     "modularity",
     "irs",
 )
+_Measure = Callable[[Codes, Factors, int], float]
 _SHOWN = 12  # latents in the table of a terminal
 
 
@@ -154,7 +155,8 @@ def disentanglement_scores(
         raise InputError(f"replicates={replicates}: must be 0, or at least 2 to tell a spread")
     if names is not None and len(names) != v.shape[1]:
         raise InputError(f"{len(names)} names for {v.shape[1]} factors; give one each")
-    measures: dict[str, Callable[[Codes, Factors, int], float]] = {
+    unordered = [int(column) for column in unordered]
+    measures: dict[str, _Measure] = {
         "mig": lambda z, v, _: mig(z, v, bins),
         "sap": lambda z, v, _: sap(z, v, unordered, bins),
         "beta_vae": lambda z, v, seed: beta_vae_score(z, v, seed=seed),
@@ -166,13 +168,8 @@ def disentanglement_scores(
     shuffled = z[noise.permutation(len(z))]
     samples = [_resampled(v, noise) for _ in range(replicates)]
     folds = FOLDS if replicates else 1
-    unordered = [int(column) for column in unordered]
     how = _how(bins, regressor, folds, seed, unordered)
-    scores: dict[str, DisentanglementScore] = {}
-    for name, measure in measures.items():
-        again = [measure(z[rows], v[rows], seed + number) for number, rows in enumerate(samples, 1)]
-        error = float(np.std(again, ddof=1)) if again else None
-        scores[name] = DisentanglementScore(measure(z, v, seed), error, measure(shuffled, v, seed), how[name])
+    scores = {name: _score(measure, z, v, shuffled, samples, seed, how[name]) for name, measure in measures.items()}
     fitted = dci(z, v, regressor=regressor, folds=folds, seed=seed)
     chance = dci(shuffled, v, regressor=regressor, folds=1, seed=seed)
     for name in ("disentanglement", "completeness", "informativeness"):
@@ -190,6 +187,15 @@ def disentanglement_scores(
         regressor=regressor,
         seed=seed,
     )
+
+
+def _score(
+    measure: _Measure, z: Codes, v: Factors, shuffled: Codes, samples: list[NDArray[np.int64]], seed: int, how: str
+) -> DisentanglementScore:
+    """One metric, on all examples, on bootstrap samples of them with other draws each, and on shuffled codes."""
+    again = [measure(z[rows], v[rows], seed + number) for number, rows in enumerate(samples, 1)]
+    error = float(np.std(again, ddof=1)) if again else None
+    return DisentanglementScore(measure(z, v, seed), error, measure(shuffled, v, seed), how)
 
 
 def _how(bins: int, regressor: Regressor, folds: int, seed: int, unordered: Sequence[int]) -> dict[str, str]:
