@@ -781,6 +781,137 @@ def test_one_layer_for_mean_and_log_variance_is_told_where_it_is_used(examine: E
     assert text_at(tmp_path, found.evidence["line"]) == "return self.fc21(h1), self.fc21(h1)"
 
 
+SEEN_PAST_Z = {
+    "x itself": (("nn.Linear(latent, 50), nn.ReLU()", "nn.Linear(latent + d, 50), nn.ReLU()"),
+                 ("self.dec(z)", "self.dec(torch.cat([z, x.flatten(1)], 1))")),
+    "a skip connection": (("self.dec(z)", "(self.dec(z) + 0.1 * self.enc[1](x.flatten(1)).sum(1, keepdim=True))"),),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SEEN_PAST_Z)
+@pytest.mark.parametrize("drawn", ["by hand", "as a distribution"])
+def test_a_decoder_that_sees_the_example_is_named(what: str, drawn: str, examine: Examine, tmp_path: Path) -> None:
+    by_hand = "m + (lv / 2).exp() * torch.randn(m.shape[0], m.shape[1])"
+    draw = ((by_hand, "torch.distributions.Normal(m, (lv / 2).exp()).rsample()"),) * (drawn != "by hand")
+    assert names(examine("sequential", *draw)) == []
+    found = examine("sequential", *draw, *SEEN_PAST_Z[what])
+    assert names(found) == ["past-latent"]
+    assert "self.dec(" in text_at(tmp_path, found["past-latent"].evidence["line"])
+
+
+def test_what_takes_the_examples_shape_alone_does_not_see_them(examine: Examine) -> None:
+    assert names(examine("sequential", (".view(x.shape)", ".view_as(x)"))) == []
+
+
+def test_examples_that_depend_on_each_other_are_named(examine: Examine, tmp_path: Path) -> None:
+    rows = ("m, lv = self.enc(x).chunk(2, dim=1)", "m, lv = self.enc(x.roll(1, 0) + x).chunk(2, dim=1)")
+    found = examine("sequential", rows)
+    assert "mixed-examples" in names(found)
+    assert text_at(tmp_path, found["mixed-examples"].evidence["line"]) == rows[1]
+    own = ("nn.BatchNorm1d(50)", "nn.BatchNorm1d(50, track_running_stats=False)")  # as it was told to
+    assert names(examine("sequential", own)) == []
+
+
+def test_dropout_that_is_never_off_is_named(examine: Examine, tmp_path: Path) -> None:
+    changed = ("m, lv = self.enc(x)", "m, lv = F.dropout(self.enc(x), 0.3)")
+    found = examine("sequential", changed)
+    assert names(found) == ["dropout-in-eval"]
+    told = found["dropout-in-eval"].remedy
+    assert "F.dropout(self.enc(x), 0.3, training=self.training)" in told
+    assert names(examine("sequential", (changed[0], changed[1].replace("0.3", "0.3, training=self.training")))) == []
+
+
+def test_examples_that_are_all_compared_inside_of_the_loss_are_named(examine: Examine, tmp_path: Path) -> None:
+    own = 'rec = F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)'
+    crossed = "rec = (12.5 * (logits - x.view(len(x), -1)) ** 2).sum((1, 2))"
+    found = examine("sequential", (own, crossed), ("self.dec(z).view(x.shape)", "self.dec(z).unsqueeze(1)"))
+    assert names(found) == ["broadcast"] and "unrecognized-loss" not in found
+    assert text_at(tmp_path, found["broadcast"].evidence["line"]) == crossed
+
+
+def test_a_loss_with_a_counter_is_not_examined_and_says_so(examine: Examine) -> None:
+    counter = (
+        (
+            "def criterion(logits, x, m, lv):\n",
+            "calls = [0]\n\n\ndef criterion(logits, x, m, lv):\n    calls[0] += 1\n",
+        ),
+        ("(rec + kl).mean()", "(rec + min(1, calls[0] / 1e4) * kl).mean()"),
+    )
+    found = examine("sequential", *counter)
+    assert names(found) == []
+    assert "another number each time" in found["unrecognized-loss"].message
+
+
+@pytest.mark.parametrize(
+    ("style", "changes", "says", "told"),
+    [
+        ("sequential", (("logits, x, red", "logits, x / 255, red"),), "of x / 255", "take out the division by 255"),
+        ("classic", (('F.binary_cross_entropy(recon_x, x.view(-1, 64), reduction="sum")',
+                      "50 * F.mse_loss(recon_x, (x.view(-1, 64) - 0.5) / 0.5, reduction='sum')"),),
+         "with 2x − 1", "compare with x itself"),
+    ],
+)  # fmt: skip
+def test_targets_of_another_scale_than_the_data_are_named(
+    style: str, changes: Changes, says: str, told: str, examine: Examine
+) -> None:
+    found = examine(style, *changes)["reconstruction-term"]
+    assert says in found.message and told in found.remedy
+
+
+def test_outputs_that_keep_off_0_and_1_need_no_warning(examine: Examine) -> None:
+    by_hand = (
+        'F.binary_cross_entropy(recon_x, x.view(-1, 64), reduction="sum")',
+        "-(x.view(-1, 64) * recon_x.log() + (1 - x.view(-1, 64)) * (1 - recon_x).log()).sum()",
+    )
+    assert names(examine("classic", by_hand)) == ["undefined-loss"]
+    kept = ("torch.sigmoid(self.fc4(h3))", "torch.sigmoid(self.fc4(h3)).clamp(1e-6, 1 - 1e-6)")
+    assert names(examine("classic", by_hand, kept)) == []
+
+
+def test_a_number_that_was_logged_is_not_blamed_for_a_lost_gradient(examine: Examine, tmp_path: Path) -> None:
+    logged = (
+        "    return (rec + kl).mean()",
+        "    shown = rec.mean().item()\n    kl = kl.mean().item()\n    return rec.mean() + kl",
+    )
+    (sick,) = examine("sequential", logged).alarms
+    assert sick.name == "no-gradient" and text_at(tmp_path, sick.evidence["line"]) == "kl = kl.mean().item()"
+    assert sick.remedy.endswith("write  kl = kl.mean()")
+
+
+def test_an_encoder_without_gradient_is_told_by_its_decorator(examine: Examine, tmp_path: Path) -> None:
+    found = examine("classic", ("    def encode(self, x):", "    @torch.no_grad()\n    def encode(self, x):"))[
+        "no-gradient"
+    ]
+    assert text_at(tmp_path, found.evidence["line"]) == "@torch.no_grad()"
+
+
+@pytest.mark.parametrize("style", ["sequential", "classic"])  # one layer for both, and one for each
+def test_noise_that_sigma_does_not_scale_is_named(style: str, examine: Examine) -> None:
+    change = {
+        "sequential": ("(lv / 2).exp() * torch.randn(m.shape[0], m.shape[1])", "torch.randn(m.shape[0], m.shape[1])"),
+        "classic": ("mu + eps * std", "mu + eps"),
+    }[style]
+    (sick,) = examine(style, change).alarms
+    assert sick.name == "no-gradient" and "without σ" in sick.cause
+
+
+def test_a_covariance_that_is_given_a_standard_deviation_is_named(examine: Examine, tmp_path: Path) -> None:
+    by_hand = "z = m + (lv / 2).exp() * torch.randn(m.shape[0], m.shape[1])"
+    drawn = "z = torch.distributions.MultivariateNormal(m, torch.diag_embed({})).rsample()"
+    assert names(examine("sequential", (by_hand, drawn.format("lv.exp()")))) == []
+    (sick,) = examine("sequential", (by_hand, drawn.format("(lv / 2).exp()"))).alarms
+    assert sick.name == "log-variance-scale" and sick.evidence["used_as"] == "doubled log-variance"
+    assert text_at(tmp_path, sick.evidence["line"]).startswith("z = ")
+    assert "write σ" not in sick.remedy  # it is written in that line
+
+
+def test_another_number_than_that_of_the_pixels_is_told(examine: Examine) -> None:
+    own = 'F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)'
+    (sick,) = examine("sequential", (own, "F.binary_cross_entropy_with_logits(logits, x) * 28 * 28")).alarms
+    assert sick.evidence["beta"] == pytest.approx(64 / 784)
+    assert "multiplied by 784" in sick.cause and "multiply by 64 in place of 784" in sick.remedy
+
+
 def test_an_average_of_normal_densities_is_made_a_sum_and_its_chosen_variance_kept(examine: Examine) -> None:
     own = 'rec = F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)'
     loss = "rec = F.gaussian_nll_loss(logits, x, torch.full_like(x, 0.04), full=True, reduction='mean')"
@@ -854,7 +985,7 @@ def test_a_kl_that_is_wrong_is_told_term_by_term(examine: Examine) -> None:
     found = examine("classic", ("- mu.pow(2)", "+ mu.pow(2)"))["kl-formula"]
     assert found.evidence["terms"] == pytest.approx({"m²": -0.5, "exp(s)": 0.5, "s": -0.5}, rel=1e-6)
     assert "This loss has −0.5 m² in place of 0.5 m²." in found.message
-    assert "write  kl = -0.5 * torch.sum(1 + logvar - mu**2 - logvar.exp())" in found.remedy
+    assert "write  KLD = -0.5 * torch.sum(1 + logvar - mu**2 - logvar.exp())" in found.remedy
 
 
 # -- a loss, taken apart -------------------------------------------------------------------------------------------

@@ -6,7 +6,15 @@ from typing import Any
 from torch import Tensor
 
 from vaelab.data import Dataset
-from vaelab.diagnosis import foreign_forward, foreign_loss, foreign_ranges, foreign_scales, foreign_weights, model_file
+from vaelab.diagnosis import (
+    foreign_dependence,
+    foreign_forward,
+    foreign_loss,
+    foreign_ranges,
+    foreign_scales,
+    foreign_weights,
+    model_file,
+)
 from vaelab.diagnosis.findings import Finding, ordered
 from vaelab.diagnosis.loss_terms import Loss, LossTerms, take_apart
 from vaelab.diagnosis.patient import Failure, Patient
@@ -25,6 +33,8 @@ OF_FORWARD: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     foreign_forward.swapped,
     foreign_weights.unregistered,
     foreign_weights.gradient,
+    foreign_dependence.examples,
+    foreign_dependence.bypass,
     foreign_ranges.latents,
     foreign_ranges.reconstruction,
 )
@@ -41,6 +51,7 @@ OF_LOSS: tuple[Callable[[Patient, LossTerms], Iterator[Finding]], ...] = (
 ILLNESSES = (
     *foreign_forward.ILLNESSES,
     *foreign_weights.ILLNESSES,
+    *foreign_dependence.ILLNESSES,
     *foreign_ranges.ILLNESSES,
     *foreign_loss.ILLNESSES,
     *foreign_scales.ILLNESSES,

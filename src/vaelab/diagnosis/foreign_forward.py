@@ -8,7 +8,7 @@ from vaelab.diagnosis.foreign_paths import after, before, last_step, made_by, ma
 from vaelab.diagnosis.model_file import change, leave, line_of, text_of
 from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import READINGS, Noise, meant, moved, words
-from vaelab.diagnosis.tracing import Call
+from vaelab.diagnosis.tracing import Call, location_and_width
 
 MOMENT = 0.1  # mean and standard deviation of the noise are exact, up to a fit whose spread is a hundredth
 EXPLICIT = "z = mean + exp(0.5 · log-variance) · noise"
@@ -19,6 +19,7 @@ FORMULA = {
     "variance": "torch.sqrt(s)",
     "softplus": "F.softplus(s)",
     "log-precision": "torch.exp(-0.5 * s)",
+    "doubled log-variance": "torch.exp(0.25 * s)",
 }
 """σ from s, in code, by what s is read as."""
 
@@ -149,13 +150,14 @@ def _no_noise(p: Patient, draw: Call | None) -> Finding:
             f"{lost.name} makes a tensor that holds nothing of z",
             change(lost, leave, "give the decoder z itself"),
         )
-    why = "noise is drawn, and never reaches the decoder" if draw else "no noise is drawn"
+    why = "noise is drawn, and never reaches the decoder" if draw else "no noise is drawn in forward"
     return Finding(
         "no-noise",
         "error",
         f"The reconstruction is the same at every call: {why}. This is an autoencoder, not a VAE.",
         {"draws": int(draw is not None)} | _at(draw),
-        "the mean is decoded in place of a random z; or the noise is added only in model.eval()",
+        "the mean is decoded in place of a random z; or the noise is added only in model.eval(), or was drawn once and "
+        "for all",
         f"Decode  {EXPLICIT}" + (f"  (the noise is drawn in {line_of(draw)})" if draw else ""),
     )
 
@@ -199,7 +201,13 @@ def _moments(noise: Noise, draw: Call) -> Iterator[Finding]:
             "0 and 1.",
             evidence,
             "a factor or a shift on the noise: the KL then speaks of another distribution than z is drawn from",
-            change(draw, leave, "use the noise as it is drawn, z = mean + std * eps"),
+            change(
+                draw,
+                leave,
+                "use the noise as it is drawn, z = mean + std * eps"
+                if location_and_width(draw.name, draw.args, draw.kwargs) == (0, 1)
+                else "draw it with mean 0 and standard deviation 1",
+            ),
         )
 
 
@@ -256,6 +264,15 @@ def log_variance(p: Patient) -> Iterator[Finding]:
     by = "the KL in the loss takes it for" if taken else "the loss is given it as"
     exact = {"log-standard-deviation": _halved, "log-precision": _turned}
     rewrite = exact.get(reading, leave) if wanted == "log-variance" else leave
+    there = f"write σ = {FORMULA[wanted]}, s being {p.spread.name or 'it'}"
+    if wanted == "log-variance" and _HALVED.search(text_of(call)):  # right so far, and changed again after that
+        call, rewrite = p.reading.noise.draws[0].call, leave
+        there = f"z must be drawn here with σ = {FORMULA[wanted]} for its standard deviation, s being the log-variance"
+    ways = [change(call, rewrite, there)]
+    if taken:
+        ways.append(f"in the loss,  {p.right_kl(reading)}")
+    if p.range_of("spread")[0] >= 0:  # an activation that the loss's way may keep
+        ways.reverse()
     yield Finding(
         "log-variance-scale",
         "error",
@@ -264,9 +281,14 @@ def log_variance(p: Patient) -> Iterator[Finding]:
         {"used_as": reading, "expected": wanted, "line": line_of(call)},
         "log-variance, variance and standard deviation are mixed up: z is drawn from another distribution than the KL "
         "is of",
-        change(call, rewrite, f"write σ = {FORMULA[wanted]}, s being {p.spread.name or 'it'}")
-        + (f"\nor, in the loss,  {p.right_kl(reading)}" if taken else ""),
+        "\nor, ".join(ways),
     )  # fmt: skip
+
+
+_HALVED = re.compile(
+    r"exp\(\s*0?\.5\s*\*|exp\([^()]*(/\s*2|\*\s*0?\.5)\s*\)|\((0?\.5\s*\*[^()]*|[^()]*(/\s*2|\*\s*0?\.5))\)\.exp\("
+)
+"""exp(s / 2), in the ways that it is written."""
 
 
 def _a(reading: str) -> str:

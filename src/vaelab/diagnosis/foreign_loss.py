@@ -11,11 +11,12 @@ from torch import nn
 
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign_forward import plausible
+from vaelab.diagnosis.foreign_paths import after, takes
 from vaelab.diagnosis.foreign_ranges import double_sigmoid
-from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS
+from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS, SHRUNK, STRETCHED
 from vaelab.diagnosis.loss_terms import Kl, LossTerms
 from vaelab.diagnosis.model_file import change, file_of, leave, line_of, line_with, text_of
-from vaelab.diagnosis.patient import Failure, Patient
+from vaelab.diagnosis.patient import EDGE, Failure, Patient
 from vaelab.diagnosis.reading import words
 from vaelab.diagnosis.tracing import Call
 
@@ -119,7 +120,7 @@ def value(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             "an axis of length 1, the channels, is in one of them and not in the other",
             change(call, leave, "write  x.view_as(reconstruction)  in place of x"),
         )
-    if loss.undefined:
+    if loss.undefined and p.reaches_an_edge:
         call = loss.tracer.first("log", "logit") or call
         yield Finding(
             "undefined-loss",
@@ -161,7 +162,10 @@ def gradient(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     """Does it pass gradients to all that it depends on?"""
     del p
     if loss.ungraded and loss.distance is not None:
-        call = loss.tracer.first("item", "detach", "__get__")
+        lost = [one for name, one in loss.by_name.items() if name in loss.ungraded]
+        names, calls = ("item", "detach", "__get__", "tolist", "__float__"), loss.tracer.calls
+        of_lost = after(calls, lost)
+        call = next((one for one in calls if one.name in names and takes(one, of_lost)), loss.tracer.first(*names))
         yield Finding(
             "no-gradient",
             "error",
@@ -186,9 +190,20 @@ def term_call(loss: LossTerms) -> Call | None:
 
 def reconstruction(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     """Is its reconstruction term one, with the right sign and arguments?"""
-    del p
     call = term_call(loss)
+    if not loss.repeats:
+        yield Finding(
+            "unrecognized-loss",
+            "info",
+            "The loss gives another number each time it is called with the same arguments; it was not examined.",
+            {"line": line_of(call)},
+            "a counter of calls, as for a warm-up of β, or noise",
+            "Give --loss the loss as it is at the end of the warm-up.",
+        )
+        return
     if loss.distance is None:
+        if loss.broadcasts:  # that is why
+            return
         yield Finding(
             "unrecognized-loss",
             "info",
@@ -216,6 +231,20 @@ def reconstruction(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             "The loss is −x ln r alone: pixels that are 0 cost nothing, whatever the reconstruction r says.",
             "the second half of the cross-entropy is missing",
             "add  (1 - x) * torch.log(1 - reconstruction), or use F.binary_cross_entropy",
+        )
+    elif SHRUNK in loss.distance and float(p.data.max()) <= 1:
+        found = (
+            f"The loss is a {loss.distance}, and x reaches {float(p.data.max()):.3g} here, not 255: the pictures that "
+            "are learned are all but black.",
+            "pixels are scaled to [0, 1] twice: by the data, and by the loss",
+            "take out the division by 255",
+        )
+    elif loss.distance == STRETCHED and p.range_of("reconstruction")[0] >= -EDGE:
+        found = (
+            "The loss compares the reconstruction with 2x − 1, which reaches down to −1, and the outputs are never "
+            "below 0.",
+            "pixels are scaled to [−1, 1] for an output that ends with a sigmoid or a ReLU",
+            "compare with x itself, or end the decoder with a tanh",
         )
     if found:
         message, cause, remedy = found
@@ -275,6 +304,8 @@ def _logits(p: Patient, message: str, evidence: dict[str, Any], call: Call | Non
 def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     """Is its KL the KL?"""
     call = kl_call(loss)
+    if not loss.repeats:
+        return
     if not loss.kl.known:
         yield Finding(
             "unrecognized-loss",
@@ -303,7 +334,7 @@ def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             f"The KL enters the loss with the weight {loss.kl.weight:.3g}: training makes it as large as it can.",
             {"weight": loss.kl.weight, "line": line_of(call)},
             "a sign too many or too few",
-            change(call, _other_sign, f"change the sign: {p.right_kl(loss.kl.reading)}"),
+            change(call, _other_sign, f"change the sign: {p.right_kl(loss.kl.reading, call)}"),
         )
     elif loss.kl.reading is None:
         yield _formula(p, loss.kl, call)
@@ -329,7 +360,7 @@ def _misread(p: Patient, reading: str, call: Call | None) -> Finding:
         f"The KL in the loss takes the log-variance for a {reading}.",
         {"taken_for": reading, "line": line_of(call)},
         "log-variance, variance and standard deviation are mixed up",
-        change(call, leave, f"write  {p.right_kl()}"),
+        change(call, leave, f"write  {p.right_kl(call=call)}"),
     )
 
 
@@ -351,7 +382,7 @@ def _formula(p: Patient, kl: Kl, call: Call | None) -> Finding:
             {"line": line_of(call)},
             "the two distributions are exchanged",
             change(call, lambda text: re.sub(r"kl_divergence\((\w+), (\w+)\)", r"kl_divergence(\2, \1)", text),
-                   f"write  {p.right_kl()}"),
+                   f"write  {p.right_kl(call=call)}"),
         )  # fmt: skip
     name, weight = kl.closest()
     right = FORMULAS[name]
@@ -366,7 +397,7 @@ def _formula(p: Patient, kl: Kl, call: Call | None) -> Finding:
         f"the latents. This loss {told}.",
         {"terms": terms, "expected": dict(right), "line": line_of(call)},
         "a term is missing, or has another factor or sign",
-        change(call, leave, f"write  {p.right_kl(name)}"),
+        change(call, leave, f"write  {p.right_kl(name, call)}"),
     )
 
 

@@ -20,8 +20,11 @@ def after(calls: list[Call], sources: Iterable[Tensor]) -> set[int]:
     """The ids of the sources, and of all tensors that their values flow into."""
     found = {id(one) for one in sources}
     for call in calls:
-        if not makes(call) and takes(call, found):
-            found |= {id(one) for one in tensors_in([call.output])}
+        made = [id(one) for one in tensors_in([call.output])]
+        if call.name == "broadcast_tensors":  # each of its inputs becomes one of its outputs
+            found |= {new for own, new in zip(call.inputs, made, strict=False) if id(own) in found}
+        elif not makes(call) and takes(call, found):
+            found |= {*made}
     return found
 
 
@@ -37,8 +40,8 @@ def before(calls: list[Call], goals: Iterable[Tensor]) -> list[Call]:
 
 
 def takes(call: Call, ids: set[int]) -> bool:
-    """Whether one of these tensors goes in."""
-    return any(id(one) in ids for one in call.inputs)
+    """Whether one of these tensors goes in, by its values and not for its shape alone."""
+    return any(id(one) in ids for one in call.inputs[: 1 if call.name.endswith("_as") else None])
 
 
 def break_of_gradient(path: list[Call], within: set[int] | None = None) -> Call | None:

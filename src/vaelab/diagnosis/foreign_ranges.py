@@ -53,7 +53,12 @@ def latents(p: Patient) -> Iterator[Finding]:
             kind, bounds = "tanh", "[−1, 1]"
         else:
             continue
-        where, text = p.activation(p.mean if name == "mean" else p.spread, *ACTIVATIONS)
+        output = p.mean if name == "mean" else p.spread
+        where, text = p.activation(output, *ACTIVATIONS)
+        cut = p.activation(output, "clamp", "clip")
+        if not where and cut[0]:
+            yield _cut_off(shown, low, high, *cut)
+            continue
         yield Finding(
             "latent-range",
             "warning",
@@ -65,6 +70,20 @@ def latents(p: Patient) -> Iterator[Finding]:
             if where
             else "Leave the last layer of the encoder linear.",
         )
+
+
+def _cut_off(shown: str, low: float, high: float, where: str, text: str) -> Finding:
+    """A mean or log-variance that is cut at 0, or to a small range."""
+    span = f"below {low:.3g}" if high > NARROW else f"outside of {low:.3g} to {high:.3g}"
+    return Finding(
+        "latent-range",
+        "warning",
+        f"The {shown} is cut off {span}, "
+        + ("while z must be able to be any number." if shown == "mean" else "so that σ is at least 1."),
+        {"output": shown, "low": low, "high": high, "line": where},
+        "a clamp after the last layer of the encoder",
+        f"{where}: leave it as it is, or cut it at ±10  (there stands: {text})",
+    )
 
 
 def _clamped(p: Patient, low: float, high: float) -> Finding:

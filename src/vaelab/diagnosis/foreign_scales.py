@@ -10,7 +10,7 @@ import torch
 from vaelab.diagnosis.findings import Finding, Illness, Severity
 from vaelab.diagnosis.foreign_loss import kl_call, term_call
 from vaelab.diagnosis.loss_formulas import STRETCHED
-from vaelab.diagnosis.loss_means import Mean, factor, means, summed, to_sum
+from vaelab.diagnosis.loss_means import Mean, factor, means, multiplied, summed, to_sum
 from vaelab.diagnosis.loss_terms import LossTerms
 from vaelab.diagnosis.model_file import change, leave, line_of, text_of
 from vaelab.diagnosis.patient import Patient
@@ -45,7 +45,7 @@ ILLNESSES = (
 
 def scales(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     """What β, or σ, do its sums, means and factors make?"""
-    if loss.is_vector or loss.distance is None or not loss.ratio > 0:
+    if loss.is_vector or not loss.repeats or loss.distance is None or not loss.ratio > 0:
         return
     if loss.scale_weight is not None:
         yield from _learned(p, loss, loss.scale_weight)
@@ -71,18 +71,27 @@ class _Cause:
     left: float
 
 
-def _explained(p: Patient, loss: LossTerms) -> _Cause:
+def _explained(p: Patient, loss: LossTerms, natural: float = 1.0) -> _Cause:
+    """Why the ratio of the weights is not `natural`."""
     by_batch = loss.batch[1] - loss.batch[0]
     rest = loss.ratio / p.batch**by_batch
     over_pixels, over_latents, left = next(
         ((a, b, f) for f in (1, 2, 0.5) for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))
          if math.isclose(rest, p.pixels**a / p.latents**b * f, rel_tol=1e-3)),
-        _as_written(p, loss, rest),
+        _as_written(p, loss, rest, natural),
     )  # fmt: skip
     batch = f"the batch of {p.batch}"
     first = [*([f"the {p.pixels:,} pixels"] if over_pixels else []), *([batch] if by_batch > 0.5 else [])]
     second = [*([f"the {p.latents} latents"] if over_latents else []), *([batch] if by_batch < -0.5 else [])]
     if not first and not second:
+        every = means(loss, (p.batch, p.pixels, p.latents))
+        if some := to_sum(_but_over_examples(p, every), loss.ratio, natural) or to_sum(every, loss.ratio, natural):
+            names = ["the KL" if one.of_kl else "the reconstruction term" for one in some]
+            told = [f"{name} is averaged over {one.number:g} numbers" for name, one in zip(names, some, strict=True)]
+            return _Cause(" and ".join(told), True, some, natural)
+        number, _ = multiplied(loss)
+        if number != p.pixels and math.isclose(loss.ratio, p.pixels / number, rel_tol=1e-3):
+            return _Cause(f"the mean over the {p.pixels} pixels is multiplied by {number:g}", False, [], loss.ratio)
         return _Cause(f"a factor of {loss.ratio:.3g} between the two terms", False, [], loss.ratio)
     told = [f"the {name} is averaged over {' and '.join(over)}" if over else f"the {name} is summed"
             for name, over in (("reconstruction term", first), ("KL", second))]  # fmt: skip
@@ -90,12 +99,17 @@ def _explained(p: Patient, loss: LossTerms) -> _Cause:
     return _Cause(words, True, _to_sum(p, loss, left), left)
 
 
-def _as_written(p: Patient, loss: LossTerms, rest: float) -> tuple[int, int, float]:
-    """Whether the loss has a mean over pixels, and one over latents; and the factor that is left beside them."""
+def _as_written(p: Patient, loss: LossTerms, rest: float, natural: float) -> tuple[int, int, float]:
+    """Whether the loss has a mean over pixels, and one over latents; and the factor that is left beside them.
+
+    Neither, where sums would leave a factor that is farther from what is natural.
+    """
     found = {(one.of_kl, one.number) for one in means(loss, (p.batch, p.pixels, p.latents))}
     over_pixels = int(not found.isdisjoint({(False, p.pixels), (False, p.pixels * p.batch)}))
     over_latents = int(not found.isdisjoint({(True, p.latents), (True, p.latents * p.batch)}))
-    return over_pixels, over_latents, rest / p.pixels**over_pixels * p.latents**over_latents
+    left = rest / p.pixels**over_pixels * p.latents**over_latents
+    farther = abs(math.log(left / natural)) > abs(math.log(rest / natural))
+    return (0, 0, rest) if farther else (over_pixels, over_latents, left)
 
 
 def _to_sum(p: Patient, loss: LossTerms, left: float) -> list[Mean]:
@@ -105,8 +119,11 @@ def _to_sum(p: Patient, loss: LossTerms, left: float) -> list[Mean]:
         left: the ratio of the weights that is left without means.
     """
     found = means(loss, (p.batch, p.pixels, p.latents))
-    within = [replace(one, number=one.number / p.batch, keep_batch=True) for one in found if one.number > p.batch]
-    return to_sum(found, loss.ratio, left) or to_sum(within, loss.ratio, left)
+    return to_sum(found, loss.ratio, left) or to_sum(_but_over_examples(p, found), loss.ratio, left)
+
+
+def _but_over_examples(p: Patient, found: list[Mean]) -> list[Mean]:
+    return [replace(one, number=one.number / p.batch, keep_batch=True) for one in found if one.number > p.batch]
 
 
 def _sum_remedy(cause: _Cause) -> str:
@@ -127,7 +144,7 @@ def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             "The KL is twice what it should be.",
             {"weight": beta, "line": line_of(call)},
             "the factor ½ of the KL is missing",
-            change(call, leave, f"write  {p.right_kl(loss.kl.reading or 'log-variance')}"),
+            change(call, leave, f"write  {p.right_kl(loss.kl.reading or 'log-variance', call)}"),
         )
         return
     far = not 1 / FAR_BETA < beta < FAR_BETA
@@ -136,7 +153,10 @@ def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     severity: Severity = "error" if loss.varies or beta >= LOST_BETA else "warning" if far else "info"
     effect = ": the latents fall silent, and all pictures look alike" if beta > FAR_BETA else ""
     effect = ": z strays from the prior, and samples look worse than reconstructions" if beta < 1 / FAR_BETA else effect
+    number, call_of_number = multiplied(loss)
+    miscounted = "multiplied" in cause.words
     weighed = cause.means[0].call if cause.means else None if cause.averaged else factor(loss)
+    weighed = call_of_number if miscounted else weighed
     unless = "the factor before the KL to 1, unless it is meant so (a β-VAE)"
     changing = f" at a batch of {p.batch}, and changes with the batch size" if loss.varies else ""
     yield Finding(
@@ -147,6 +167,7 @@ def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
          "changes_with_batch": loss.varies, "line": line_of(weighed)},
         cause.words + effect,
         _sum_remedy(cause) if cause.averaged
+        else change(weighed, leave, f"multiply by {p.pixels} in place of {number:g}") if miscounted
         else change(weighed, leave, f"set {unless}") if weighed else f"Set {unless}.",
     )  # fmt: skip
 
@@ -195,7 +216,7 @@ def _squared(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     directions = min(p.latents, p.pixels)
     above = min(directions, int((eigenvalues > variance).sum()))
     wide = times > 1
-    cause = _explained(p, loss)
+    cause = _explained(p, loss, 2 * per_pixel)
     severity: Severity = "warning" if not wide or above < directions else "info"
     if loss.varies or not above:
         severity = "error"
@@ -228,7 +249,7 @@ def _absolute(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     times = loss.ratio / own if own else math.inf
     if times <= FAR_BETA and not loss.varies:
         return
-    cause = _explained(p, loss)
+    cause = _explained(p, loss, own)
     yield Finding(
         "effective-beta",
         "error" if loss.varies or times > LOST_BETA else "warning",

@@ -31,6 +31,8 @@ ILLNESSES = (
     ),
 )
 
+_NO_GRADIENT = r"no_grad|inference_mode|set_grad_enabled\(False"
+
 
 # -- registered weights --------------------------------------------------------------------------------------------
 
@@ -116,10 +118,35 @@ def gradient(p: Patient) -> Iterator[Finding]:
         yield cut
     elif detached:
         yield _detached(detached, break_of_gradient(before(seen.calls, p.reading.pick(found)[1:])))
-    elif lost:
+    elif lost or (lost := ["log-variance"] * _unscaled(p, found, weights)):
         yield _lost(p, seen, found, lost, (len(of_mean | of_spread), len((of_mean | of_spread) & reached)))
     else:
         yield from _unreached(seen, list(p.reading.pick(found)[1:]), p.subject.last)
+
+
+def _unscaled(p: Patient, found: list[Output], weights: list[nn.Parameter]) -> bool:
+    """Whether noise reaches the reconstruction, and no number among the weights does that makes the log-variance alone.
+
+    One layer may make mean and log-variance, so this is asked of each number.
+    """
+    if not (p.is_finite and p.reading.noise.reaches and p.reading.noise.draws):
+        return False
+    of_reconstruction, of_mean, of_spread = (
+        torch.cat(
+            [
+                torch.zeros(own.numel()) if one is None else one.flatten()
+                for one, own in zip(grads, weights, strict=True)
+            ]
+        )
+        for grads in (gradients(one, [*weights]) for one in p.reading.pick(found))
+    )
+    alone = _counts(of_spread) & ~_counts(of_mean)
+    return bool(alone.any()) and not bool(_counts(of_reconstruction)[alone].any())
+
+
+def _counts(gradient: Tensor) -> Tensor:
+    """Which of its numbers are more than rounding."""
+    return gradient.abs() > 1e-6 * gradient.abs().max()
 
 
 def _cut(p: Patient, seen: Tracer, found: list[Output]) -> Finding | None:
@@ -146,7 +173,8 @@ def _finding(message: str, evidence: dict[str, Any], call: Call | None, cause: s
 
 
 def _detached(names: list[str], call: Call | None) -> Finding:
-    message = f"The {' and '.join(names)} comes out of forward cut off from the weights: no gradient flows back."
+    subject = f"The {' and '.join(names)} {'comes' if len(names) == 1 else 'come'}"
+    message = f"{subject} out of forward cut off from the weights: no gradient flows back."
     cause = "detach, .data or torch.no_grad on the way"
     return _finding(message, {"lost": names}, _opening(call), cause, "let the gradient pass here")
 
@@ -191,7 +219,7 @@ def _unreached(seen: Tracer, outputs: list[Tensor], model: nn.Module) -> Iterato
 
 
 def _opening(call: Call | None) -> Call | None:
-    """The `with torch.no_grad():` around a call; or the call itself."""
+    """The `with torch.no_grad():` around a call, or the decorator of its function; or the call itself."""
     if call is None or not call.file:
         return call
     lines = linecache.getlines(call.file)
@@ -201,10 +229,11 @@ def _opening(call: Call | None) -> Call | None:
         if not text.strip() or _indent(text) >= depth:
             continue
         depth = _indent(text)
-        if re.match(r"\s*with\b.*(no_grad|inference_mode|set_grad_enabled\(False)", text):
+        if re.match(rf"\s*with\b.*({_NO_GRADIENT})", text):
             return Call("no_grad", call.file, number, [], None)
         if re.match(r"\s*(def|class)\b", text):
-            break
+            above = [n for n in range(max(0, number - 4), number) if re.match(rf"\s*@.*({_NO_GRADIENT})", lines[n - 1])]
+            return Call("no_grad", call.file, above[-1], [], None) if above else call
     return call
 
 

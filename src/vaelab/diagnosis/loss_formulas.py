@@ -17,6 +17,7 @@ def _with_logits(logits: Tensor, x: Tensor) -> Tensor:
 
 
 STRETCHED = "squared error, of 2x − 1"
+SHRUNK = "of x / 255"
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squared error": lambda r, x: (r - x).square(),
     "binary cross-entropy": _bce,
@@ -28,6 +29,9 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "binary cross-entropy of swapped arguments": lambda r, x: _bce(x, r),
     "binary cross-entropy with logits of swapped arguments": lambda r, x: _with_logits(x, r),
     "half of a binary cross-entropy, −x ln r": lambda r, x: -x * r.log(),
+    f"squared error {SHRUNK}": lambda r, x: (r - x / 255).square(),
+    f"binary cross-entropy {SHRUNK}": lambda r, x: _bce(r, x / 255),
+    f"binary cross-entropy with logits {SHRUNK}": lambda r, x: _with_logits(r, x / 255),
 }
 """ℓ(r, x) of one pixel."""
 

@@ -98,6 +98,18 @@ def _sum(text: str) -> str:
     return re.sub(r"(?<=\.)mean\(", "sum(", text)
 
 
+def multiplied(loss: LossTerms) -> tuple[float, Call | None]:
+    """By what number the reconstruction term is multiplied in all, and where first."""
+    found = [
+        (float(one), call)
+        for call in _terms(loss)[0]
+        if call.name in _PRODUCTS
+        for one in call.args
+        if isinstance(one, int | float)
+    ]
+    return math.prod(number for number, _ in found), found[0][1] if found else None
+
+
 def factor(loss: LossTerms) -> Call | None:
     """The one call that gives a term its weight: it multiplies by the ratio of the weights, or divides by that."""
     found: list[Call] = []

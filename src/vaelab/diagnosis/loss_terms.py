@@ -77,6 +77,7 @@ class LossTerms:
         ungraded: which of `reconstruction`, `mean`, `log-variance` it depends on without a gradient.
         undefined: whether it is no finite number where a reconstruction is exactly 0 or 1.
         shape: of what it returns, [] if that is one number.
+        repeats: whether it gives the same number for the same arguments.
         function: the loss itself.
         arguments: reconstruction, x, mean and s, as the tracer saw them.
         scale_weight: what ln σ counts in one pixel of one example, where the loss learns the scale σ of its errors.
@@ -92,8 +93,16 @@ class LossTerms:
     undefined: bool
     scale_weight: float | None
     shape: list[int]
+    repeats: bool
     function: Loss
     arguments: tuple[Tensor, ...]
+
+    @property
+    def by_name(self) -> dict[str, Tensor]:
+        """The arguments that a gradient must reach, by the names in `ungraded`."""
+        return dict(
+            zip(("reconstruction", "mean", "log-variance"), (self.arguments[0], *self.arguments[2:]), strict=True)
+        )
 
     @property
     def ratio(self) -> float:
@@ -175,6 +184,7 @@ def take_apart(loss: Loss, reconstruction: Tensor, x: Tensor, mean: Tensor, spre
         undefined=probe.undefined(),
         scale_weight=probe.scale_weight([*loss.parameters()] if isinstance(loss, nn.Module) else [], distance or ""),
         shape=shape,
+        repeats=float(called(*values).detach()) == float(called(*values).detach()),
         function=loss,
         arguments=arguments,
     )
@@ -280,7 +290,12 @@ class _Probe:
         return m, s, torch.tensor(found, dtype=torch.float64)
 
     def broadcasts(self) -> bool:
-        """Whether reconstruction and x of different shapes give another loss than those of one shape."""
+        """Whether each reconstruction meets other examples than its own.
+
+        Either the order of the examples makes no difference, or shapes that differ make one.
+        """
+        if self._compares_all():
+            return True
         reconstruction, x = self.real
         if reconstruction.shape == x.shape or reconstruction.numel() != x.numel():
             return False
@@ -290,6 +305,20 @@ class _Probe:
             return False
         given = self.loss(reconstruction, x, self.mean, self.spread)
         return not math.isclose(float(given.detach()), float(alike.detach()), rel_tol=1e-4)
+
+    def _compares_all(self) -> bool:
+        """Whether each reconstruction is compared with every example: their order makes no difference then."""
+        reconstruction, x = self.real
+        noise = torch.rand(reconstruction.shape, generator=torch.Generator().manual_seed(4), dtype=reconstruction.dtype)
+        reconstruction = reconstruction * (0.3 + 0.7 * noise)  # within the same range, and of no two examples alike
+        try:
+            given, turned, other = (
+                float(self.loss(reconstruction, target, self.mean, self.spread).detach())
+                for target in (x, x.roll(1, 0), x.flip(-1))
+            )
+        except Exception:  # noqa: BLE001
+            return False
+        return math.isclose(given, turned, rel_tol=1e-9) and not math.isclose(given, other, rel_tol=1e-6)
 
     def ungraded(self) -> list[str]:
         """What the loss depends on, but passes no gradient to."""

@@ -266,6 +266,12 @@ class Subject:
         with as_script(checks=not changed), tracer:
             return self.taken_apart(model(self.x))
 
+    def evaluate(self, tracer: Tracer, x: Tensor) -> list[Output]:
+        """Outputs of a copy in evaluation mode for x [B, ...]."""
+        model = _copied(self.model).eval()
+        with torch.no_grad(), as_script(), tracer:
+            return self.taken_apart(model(x))
+
     def again(self, tracer: Tracer) -> bool:
         """Run the copy that ran last once more, after other random numbers; whether it bears a second call."""
         try:

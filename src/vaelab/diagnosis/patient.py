@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ RIGHT_KL = {
     "standard-deviation": "kl = torch.sum(({s}**2 + {m}**2 - 1) / 2 - torch.log({s}))",
     "variance": "kl = 0.5 * torch.sum({s} + {m}**2 - 1 - torch.log({s}))",
     "softplus": "std = F.softplus({s}); kl = torch.sum((std**2 + {m}**2 - 1) / 2 - torch.log(std))",
+    "doubled log-variance": "kl = -0.5 * torch.sum(1 + {s} / 2 - {m}**2 - ({s} / 2).exp())",
     "log-precision": "kl = 0.5 * torch.sum((-{s}).exp() + {m}**2 - 1 + {s})",
 }
 """The KL in code, of a mean m and a third output s, by what s is."""
@@ -30,6 +32,7 @@ USUAL_NAMES = {
     "standard-deviation": "std",
     "variance": "variance",
     "softplus": "s",
+    "doubled log-variance": "s",
     "log-precision": "log_precision",
 }
 """Of s, where the loss has no names for its arguments."""
@@ -115,10 +118,22 @@ class Patient:
         low, high = self.reading.ranges.get("reconstruction", (0.0, 1.0))
         return low < -EDGE or high > 1 + EDGE
 
-    def right_kl(self, reading: str = "log-variance") -> str:
-        """The KL in code, in the loss's own names for mean and third output."""
+    @property
+    def reaches_an_edge(self) -> bool:
+        """Whether the reconstruction can be 0 or 1 but for rounding."""
+        low, high = self.range_of("reconstruction")
+        return low < EDGE**3 or high > 1 - EDGE**2 / 2
+
+    def right_kl(self, reading: str = "log-variance", call: Call | None = None) -> str:
+        """The KL in code, in the loss's own names for mean and third output.
+
+        Args:
+            call: the line that it takes the place of; what that assigns keeps its name.
+        """
         m, s = self.arguments[2:4] if len(self.arguments) == 4 else ("mean", USUAL_NAMES[reading])
         kl = RIGHT_KL[reading].format(m=m, s=s)
+        if (assigned := re.match(r"(\w+)\s*=[^=]", text_of(call))) and assigned[1] != "loss":
+            kl = re.sub(r"\bkl =", f"{assigned[1]} =", kl)
         if self.loss is None or self.loss.batch[0] > -0.5:
             return kl
         return f"{kl[:-1]}, dim=1).mean()"  # as the reconstruction term is a mean over the examples

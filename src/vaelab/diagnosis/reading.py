@@ -24,6 +24,7 @@ READINGS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Te
     "standard-deviation": ("s", lambda s: s, torch.ones_like),
     "variance": ("sqrt(s)", torch.sqrt, lambda s: 0.5 / s.sqrt()),
     "softplus": ("softplus(s)", torch.nn.functional.softplus, torch.sigmoid),
+    "doubled log-variance": ("exp(s / 4)", lambda s: (s / 4).exp(), lambda s: 0.25 * (s / 4).exp()),
     "log-precision": ("exp(-s / 2)", lambda s: (-s / 2).exp(), lambda s: 0.5 * (-s / 2).exp()),
 }
 """What the third output can be read as: σ as a function f of it, in words; f; and |f′|."""

@@ -98,7 +98,7 @@ class Tracer(TorchFunctionMode):
 
     def _drawn(self, call: Call, args: Any, kwargs: Any) -> Tensor:
         kind, result = ("uniform" if call.name in UNIFORM else "normal"), call.output
-        low, width = _location_and_width(call.name, args, kwargs)
+        low, width = location_and_width(call.name, args, kwargs)
         standard = ((result - low) / width).detach()
         given = [one.detach() if isinstance(one, Tensor) and (one != one.flatten()[0]).any() else None
                  for one in (low, width)]  # fmt: skip
@@ -121,7 +121,7 @@ class Tracer(TorchFunctionMode):
         )  # fmt: skip
 
 
-def _location_and_width(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+def location_and_width(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """What a standard draw is shifted and stretched by."""
     if name == "normal":
         place = 0

@@ -1,0 +1,134 @@
+"""Checks of what an example's outputs depend on: its own pixels, by way of z alone, and no chance but that of z."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vaelab.diagnosis.findings import Finding, Illness
+from vaelab.diagnosis.foreign_paths import after, made_by, meeting, takes
+from vaelab.diagnosis.model_file import change, leave, line_of
+from vaelab.diagnosis.patient import Patient
+from vaelab.diagnosis.reading import constant, moved
+from vaelab.diagnosis.tracing import Call, Tracer, tensors_in
+
+PAST = 1e-3  # share of the gradient to x that may be rounding
+
+ILLNESSES = (
+    Illness(
+        "mixed-examples",
+        "examples that depend on each other",
+        "error: in eval mode the mean of one changes with the pixels of another",
+    ),
+    Illness("dropout-in-eval", "dropout that is never turned off", "warning: a dropout call is active in eval mode"),
+    Illness(
+        "past-latent",
+        "a decoder that sees the example",
+        f"error: more than {PAST:g} of the reconstruction's gradient to the pixels does not go through z",
+    ),
+)
+
+
+def examples(p: Patient) -> Iterator[Finding]:
+    """Does each example stand for itself in eval mode, and without dropout?"""
+    others = p.subject.x.clone()
+    others[0] = others[0].max() + others[0].min() - others[0]
+    seen, changed = Tracer(constant(0.5)), Tracer(constant(0.5))
+    try:
+        before, after_change = (
+            p.reading.pick(p.subject.evaluate(tracer, x))[1] for tracer, x in ((seen, p.subject.x), (changed, others))
+        )
+    except Exception:  # noqa: BLE001 - somebody's code may raise anything
+        return
+    dropout = next((call for call in seen.calls if "dropout" in call.name and call.kwargs.get("training")), None)
+    if dropout:
+        yield _dropout(dropout)
+    elif moved(before[1:], after_change[1:]) and not _of_batch(p):
+        yield _mixed(seen.calls, changed.calls, len(others))
+
+
+def _of_batch(p: Patient) -> bool:
+    """Whether a layer takes the statistics of the batch in eval mode too, as it was told to."""
+    norm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
+    return any(isinstance(one, norm) and one.running_mean is None for one in p.subject.model.modules())
+
+
+def _dropout(call: Call) -> Finding:
+    return Finding(
+        "dropout-in-eval",
+        "warning",
+        "Dropout stays on in model.eval(): mean and log-variance of an example are others at every call.",
+        {"line": line_of(call)},
+        "F.dropout is on unless it is told training=False",
+        change(
+            call,
+            lambda text: re.sub(r"(dropout\((?:[^()]|\([^()]*\))*)\)", r"\1, training=self.training)", text),
+            "give it training=self.training, or use nn.Dropout",
+        ),
+    )
+
+
+def _mixed(calls: list[Call], changed: list[Call], batch: int) -> Finding:
+    """The first call that gives other rows than that of the changed example another value is to blame."""
+    call = next((one for one, other in zip(calls, changed, strict=False) if _mixes(one, other, batch)), None)
+    return Finding(
+        "mixed-examples",
+        "error",
+        "With other pixels in the first example, the means of other examples change too, in model.eval().",
+        {"line": line_of(call)},
+        "an axis is taken for another: a recurrent layer without batch_first=True, or reshape where permute belongs",
+        change(call, leave, "keep the examples on their own axis, the first"),
+    )
+
+
+def _mixes(one: Call, other: Call, batch: int) -> bool:
+    pairs = zip(tensors_in([one.output]), tensors_in([other.output]), strict=False)
+    return any(
+        a.ndim > 1 and len(a) == batch and a.shape == b.shape and a.is_floating_point() and moved(a[1:], b[1:])
+        for a, b in pairs
+    )
+
+
+def bypass(p: Patient) -> Iterator[Finding]:
+    """Does the reconstruction see the pixels through z alone?
+
+    Its gradient to x, of a random projection, must be what comes by way of z.
+    """
+    if len(p.reading.noise.draws) != 1 or not p.reading.noise.reaches:
+        return
+    seen, x = Tracer(constant(0.5)), p.subject.x.clone().requires_grad_()
+    try:
+        reconstruction, mean, _ = p.reading.pick(replace(p.subject, x=x).run(seen))
+    except Exception:  # noqa: BLE001 - somebody's code may want no gradient there
+        return
+    made = meeting(seen.calls, made_by(seen.calls, p.reading.noise.draws[0].call), [mean])
+    z = next(tensors_in([made.output] if made else []), None)
+    if z is None or not (z.requires_grad and reconstruction.requires_grad):
+        return
+    weights = torch.randn(reconstruction.shape, generator=torch.Generator().manual_seed(1))
+    to_z, to_x = _gradients((reconstruction * weights).sum(), z, x)
+    if to_z is None or to_x is None:
+        return
+    through = _gradients((z * to_z).sum(), x)[0]
+    through = torch.zeros_like(x) if through is None else through
+    past = float((to_x - through).abs().max() / to_x.abs().max())
+    if not past > PAST:
+        return
+    aside = after([call for call in seen.calls if call is not made], [x])
+    call = next((one for one in seen.calls if takes(one, after(seen.calls, [z])) and takes(one, aside)), None)
+    yield Finding(
+        "past-latent",
+        "error",
+        "The reconstruction depends on the pixels by another way than z: the decoder is shown what it shall draw, so z "
+        "need not hold anything, and there is nothing to decode a sample from the prior with.",
+        {"share": past, "line": line_of(call)},
+        "a skip connection from the encoder, or x itself among the decoder's inputs",
+        change(call, leave, "decode z alone"),
+    )
+
+
+def _gradients(value: Tensor, *of: Tensor) -> list[Tensor | None]:
+    found: list[Tensor | None] = [*torch.autograd.grad(value, of, allow_unused=True, retain_graph=True)]
+    return [one if one is not None and one.any() else None for one in found]
