@@ -31,7 +31,17 @@ from vaelab import data as datasets
 from vaelab.composition import compose, settle
 from vaelab.config import parse_override, resolve
 from vaelab.data import Dataset, Split
-from vaelab.diagnosis import Case, Diagnosis, Finding, check_latents, check_likelihood, foreign, look, run_checks
+from vaelab.diagnosis import (
+    Case,
+    Diagnosis,
+    Finding,
+    check_latents,
+    check_likelihood,
+    foreign,
+    look,
+    rate_weight,
+    run_checks,
+)
 from vaelab.diagnosis.check_training import longer
 from vaelab.diagnosis.findings import ordered
 from vaelab.evaluation.latents import active, latents
@@ -230,7 +240,9 @@ def test_over_fitting_by_the_gap(case: Case) -> None:
     finding = found(sick, "over-fitting", "warning")
     assert alarms(sick) == {"over-fitting"}
     assert finding.evidence == pytest.approx({"best_epoch": 10, "epochs": 10, "gap": 15, "rise": 0, "fall": 49.91})
-    assert "network.hidden=16" in finding.remedy and drawn(finding)
+    assert "training.ema_decay=0.99" in finding.remedy and drawn(finding)
+    tried = found(with_training(sick, ema_decay=0.99), "over-fitting", "warning")
+    assert "More training examples" in tried.remedy
     assert alarms(with_curves(case, [value - 0.24 * 49.91 for value in LEVEL], LEVEL)) == set()
 
 
@@ -317,6 +329,46 @@ def test_training_that_was_cut_off(case: Case) -> None:
 def with_beta(case: Case, beta: float) -> Case:
     objective = case.run.config.objective.model_copy(update={"beta": beta})
     return replace(case, run=replace(case.run, config=replace(case.run.config, objective=objective)))
+
+
+def with_training(case: Case, **keys: float) -> Case:
+    training = case.run.config.training.model_copy(update=keys)
+    return replace(case, run=replace(case.run, config=replace(case.run.config, training=training)))
+
+
+def test_losses_of_a_warm_up_that_did_not_end_are_no_over_fitting(case: Case) -> None:
+    """The training loss has a smaller β than that of validation, which rises with the rate."""
+    objective = case.run.config.objective.model_copy(update={"warmup": 10_000})
+    short = replace(case, run=replace(case.run, config=replace(case.run.config, objective=objective)))
+    rising = [90.0, *(91.0 + epoch for epoch in range(9))]
+    assert "over-fitting" in alarms(with_curves(case, LEVEL, rising))
+    assert "over-fitting" not in alarms(with_curves(short, LEVEL, rising))
+
+
+def test_a_row_of_values_far_too_large_is_blamed_for_skipped_updates(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "update 5 was skipped, for layer 0 gave NaN for 1 of 128 examples: training example 67"
+    monkeypatch.setattr(Case, "first_skipped", told)
+    sick = replace(case, lines=[*case.lines[:-1], {**case.lines[-1], "skipped": 20}])
+    assert "training.learning_rate" in found(sick, "skipped-updates", "warning").remedy
+    train = case.dataset["train"]
+    raw = train.read().float() / train.scale
+    raw[67] = 1e20
+    dataset = replace(
+        case.dataset, splits={**case.dataset.splits, "train": replace(train, raw=raw, scale=1, dynamic=False)}
+    )
+    finding = found(replace(sick, dataset=dataset), "skipped-updates", "warning")
+    assert "Values of training example 67 reach 1e+20, where 1 is usual." in finding.message
+    assert "leave them out" in finding.remedy and "training.learning_rate" not in finding.remedy
+
+
+def test_a_command_is_broken_between_its_words_alone() -> None:
+    command = "vaelab train vae 'network.hidden=[32, 32]' --data 'a folder of pictures/it is the data.npy' --epochs 9"
+    told = str(Finding("name", "info", "message", remedy=command))
+    shown = told[told.index("vaelab train") :]
+    assert len(shown.splitlines()) > 1 and max(map(len, told.splitlines())) <= 80
+    assert shlex.split(shown.replace("\\\n", "")) == shlex.split(command)
 
 
 def test_training_that_diverged_is_not_resumed(case: Case) -> None:
@@ -629,14 +681,14 @@ def test_the_scale_that_fits_has_a_closed_form(scale: float) -> None:
     noise = torch.Generator().manual_seed(0)
     likelihood, x = density(scale, GaussianDensity, noise)
     error = (x - likelihood.loc).double()
-    fits = check_likelihood.fitting_scale(likelihood, x)
+    fits = rate_weight.fitting_scale(likelihood, x)
     assert fits == pytest.approx(float(error.square().mean().sqrt()), rel=1e-5)
-    pulls = [check_likelihood.pull(replace(likelihood, scale=torch.tensor(s)), x) for s in (fits, scale)]
+    pulls = [rate_weight.pull(replace(likelihood, scale=torch.tensor(s)), x) for s in (fits, scale)]
     assert pulls[0] / pulls[1] == pytest.approx(scale**2 / float(error.square().mean()), rel=1e-4)
     likelihood, x = density(scale, LaplaceDensity, noise)
     size = float((x - likelihood.loc).abs().double().mean())
-    assert check_likelihood.fitting_scale(likelihood, x) == pytest.approx(size, rel=1e-5)
-    assert check_likelihood.pull(likelihood, x) == pytest.approx(1 / scale, rel=1e-6)
+    assert rate_weight.fitting_scale(likelihood, x) == pytest.approx(size, rel=1e-5)
+    assert rate_weight.pull(likelihood, x) == pytest.approx(1 / scale, rel=1e-6)
 
 
 def test_the_scale_that_fits_a_discretized_logistic_is_that_of_a_grid() -> None:
@@ -648,7 +700,7 @@ def test_the_scale_that_fits_a_discretized_logistic_is_that_of_a_grid() -> None:
     best = max(
         grid, key=lambda scale: float(replace(likelihood, scale=torch.tensor(scale)).log_prob(x).double().mean())
     )
-    assert check_likelihood.fitting_scale(likelihood, x) == pytest.approx(best, rel=2e-3)
+    assert rate_weight.fitting_scale(likelihood, x) == pytest.approx(best, rel=2e-3)
 
 
 def test_a_beta_that_hides_in_a_fixed_scale(linear: Run, edited: Callable[..., Case]) -> None:

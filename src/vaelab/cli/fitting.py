@@ -1,5 +1,6 @@
 """Commands that train, and that tell what there is to train with."""
 
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -45,9 +46,9 @@ def train(
     print(f"{facts['epochs']} epochs, {facts['seconds']:.1f} s", end="")
     print(f", {facts['images_per_second']:,} images/s; the weights of epoch {facts['best_epoch']} are kept")
     print(Evaluation(**facts["numbers"]))
-    more = run.plugin_options
-    print(f"\nreport:   {run}/report.html\nevaluate: vaelab evaluate {run}{more}")
-    print(f"sample:   vaelab sample {run} -o samples.png{more}")
+    name, more = shlex.quote(str(run)), run.plugin_options
+    print(f"\nreport:   {run}/report.html\nevaluate: vaelab evaluate {name}{more}")
+    print(f"sample:   vaelab sample {name} -o samples.png{more}")
 
 
 @app.command(epilog="Example: vaelab recipes linear-vae")

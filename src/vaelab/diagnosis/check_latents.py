@@ -10,6 +10,7 @@ from vaelab.diagnosis import drawings
 from vaelab.diagnosis.case import DRAWS, EXAMPLES, IMPORTANCE_SAMPLES, Case, few
 from vaelab.diagnosis.check_training import hardly_trained, longer, more_epochs
 from vaelab.diagnosis.findings import Finding, Illness, Plot
+from vaelab.diagnosis.rate_weight import fixed_scale, in_warmup, rate_weight
 from vaelab.evaluation.likelihood import UNTRUSTED, importance_weighted_bounds
 from vaelab.likelihoods import Gaussian
 from vaelab.noise import generator
@@ -39,7 +40,7 @@ ILLNESSES = (
         "latent-dimension-small",
         "too few latents",
         f"warning: each carries more than {SMALL_NATS:g} nats ({VERY_FEW_NATS:g} where there are no more than "
-        f"{VERY_FEW}), and the objective's β is between 0.5 and 2",
+        f"{VERY_FEW}), and β, as for effective-beta, is between 0.5 and 2",
     ),
     Illness(
         "latent-dimension-large",
@@ -116,11 +117,6 @@ def _against_collapse(case: Case) -> str:
     return case.again(*changes, *(["likelihood.scale=learned"] if fixed_scale(case) else []))
 
 
-def fixed_scale(case: Case) -> float | None:
-    """The scale of the likelihood that its configuration fixes; None where there is no such thing."""
-    return getattr(case.model.likelihood, "fixed_scale", None)
-
-
 def linear_optimum(case: Case) -> int | None:
     """How many eigenvalues of the training data's covariance exceed β σ²: so many latents a linear VAE uses.
 
@@ -142,7 +138,8 @@ def dimension(case: Case) -> Iterator[Finding]:
     if used is None or not hasattr(case.run.config.model, "latent_dim") or case.model.latents.holds != "real":
         return
     full = VERY_FEW_NATS if count <= VERY_FEW else SMALL_NATS
-    if kl is not None and used == count == len(kl) and float(kl.min()) > full and 0.5 < case.beta < 2:
+    every = kl is not None and used == count == len(kl) and float(kl.min()) > full
+    if kl is not None and every and 0.5 < rate_weight(case).times < 2:
         yield Finding(
             "latent-dimension-small",
             "warning",
@@ -243,8 +240,8 @@ def holes(case: Case) -> Iterator[Finding]:
 
 def _fill(case: Case) -> str:
     """A rate that counts once; else a prior that learns where the examples are."""
-    if 0 <= case.beta < 1 and case.model.has_density:
-        return case.again("objective.beta=1")
+    if case.model.has_density and (0 <= case.beta < 1 or in_warmup(case)):
+        return case.again(*rate_weight(case).changes)
     if case.model.latents.holds == "categorical":
         learned = case.run.config.name("prior") == "autoregressive"
         return longer(case) if learned else case.again("prior.name=autoregressive")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from vaelab.diagnosis import drawings
 from vaelab.diagnosis.case import Case
-from vaelab.diagnosis.check_latents import fixed_scale
 from vaelab.diagnosis.findings import Finding, Illness, Plot
+from vaelab.diagnosis.rate_weight import mean_log_prob, rate_weight
 from vaelab.errors import InputError
 from vaelab.likelihoods import Bernoulli, ContinuousBernoulli, LocScaleDistribution
 from vaelab.words import rounded
@@ -20,7 +19,6 @@ from vaelab.words import rounded
 FAR_BETA, NAMED_BETA = 3.0, 10.0
 FLOOR, SURE, SURE_NATS = 0.1, 1e-3, 10.0
 LOGIT_RANGE = 0.1  # logits that lie within [0, 1] and are not all alike
-SCALES = 14.0  # how far the logarithm of a scale that fits may be from that of the scale that is fixed
 
 ILLNESSES = (
     Illness(
@@ -63,26 +61,12 @@ def effective_beta(case: Case) -> Iterator[Finding]:
     """β in the open, or hidden in a scale or a warm-up."""
     if not case.model.has_density:
         return
-    times, hidden = case.beta, list[str]()
-    evidence: dict[str, Any] = {"objective_beta": case.beta}
-    changes = ["objective.beta=1"] if case.beta != 1 else []
-    steps, warmup = case.lines[-1]["step"] if case.lines else 0, getattr(case.run.config.objective, "warmup", 0)
-    plot = None
-    if 0 < steps < warmup:
-        times *= steps / warmup
-        evidence |= {"steps": steps, "warmup": warmup}
-        hidden.append(f"The warm-up of {warmup:,} updates was cut off after {steps:,}.")
-        changes.append(f"objective.warmup={steps // 3}")
-    fixed = fixed_scale(case)
-    if fixed is not None:
+    weight, plot = rate_weight(case), None
+    times, hidden = weight.times, weight.hidden
+    if weight.scales is not None:
         x, likelihood = case.decoded
         assert isinstance(likelihood, LocScaleDistribution)
-        fits = fitting_scale(likelihood, x)
-        times *= pull(replace(likelihood, scale=torch.tensor(fits)), x) / pull(likelihood, x)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
-        evidence |= {"scale": fixed, "fitting_scale": fits}
-        hidden.append(f"The scale is fixed at {fixed:g}, and {fits:.3g} would fit the errors.")
-        changes.insert(0, "likelihood.scale=learned")
-        plot = _scales(likelihood, x, fixed, fits)
+        plot = _scales(likelihood, x, *weight.scales)
     limit = FAR_BETA if hidden else NAMED_BETA
     far = not 1 / limit < times < limit
     if not far and case.beta == 1:
@@ -96,53 +80,21 @@ def effective_beta(case: Case) -> Iterator[Finding]:
                 f"The rate counts {times:.3g} times as much as in the ELBO{' of a scale that fits' * bool(plot)}.",
             ]
         ),
-        evidence | {"beta": times},
+        weight.evidence | {"beta": times},
         "a scale that nobody fitted is a β in disguise"
         if plot
         else "objective.warmup is longer than the training"
         if hidden
         else "objective.beta, which weighs the rate",
-        case.again(*changes),
+        case.again(*weight.changes),
         plot,
     )
-
-
-def pull(likelihood: LocScaleDistribution, x: Tensor) -> float:
-    """How strongly p(x|z) draws its location to x: the root mean square of ∂ log p(x|z) / ∂ loc.
-
-    Of a Gaussian the gradient is the error over σ², of a Laplace density ±1/b. The rate competes with it, so weighing
-    the rate β times is as good as a pull that is β times weaker.
-    """
-    loc = likelihood.loc.detach().double().requires_grad_()
-    told: Any = replace(likelihood, loc=loc, scale=likelihood.scale.double())  # pyright: ignore[reportArgumentType]
-    (gradient,) = torch.autograd.grad(told.log_prob(x.double()).sum(), loc)
-    return max(float(gradient.square().mean().sqrt()), 1e-30)
-
-
-def fitting_scale(likelihood: LocScaleDistribution, x: Tensor) -> float:
-    """The one scale under which x [B, *event] is most probable, all else as it is."""
-    from scipy.optimize import minimize_scalar  # half a second to import
-
-    start = math.log(float(likelihood.scale))
-
-    def cost(shift: float) -> float:
-        return -_log_prob(likelihood, x, math.exp(start + shift))
-
-    found: Any = minimize_scalar(cost, bounds=(-SCALES, SCALES), method="bounded", options={"xatol": 1e-6})
-    return math.exp(start + float(found.x))
-
-
-def _log_prob(likelihood: LocScaleDistribution, x: Tensor, scale: float) -> float:
-    """The mean log p(x|z) with another scale."""
-    loc = likelihood.loc.double()
-    told: Any = replace(likelihood, loc=loc, scale=loc.new_tensor(scale))  # pyright: ignore[reportArgumentType]
-    return float(told.log_prob(x.double()).mean())
 
 
 def _scales(likelihood: LocScaleDistribution, x: Tensor, fixed: float, fits: float) -> Plot:
     low, high = sorted((math.log(fixed), math.log(fits)))
     scales = np.exp(np.linspace(low - 0.7, high + 0.7, 40)).tolist()
-    values = [_log_prob(likelihood, x, scale) for scale in scales]
+    values = [mean_log_prob(likelihood, x, scale) for scale in scales]
     marks = {f"fixed: {fixed:.3g}": fixed, f"fits: {fits:.3g}": fits}
     titles = ("E[log p(x|z)]", "scale", "nats per example")
     caption = "How probable examples are under other scales, all else as it is."

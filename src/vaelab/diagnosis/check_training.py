@@ -1,6 +1,7 @@
 """How training went, by the lines of metrics.jsonl."""
 
 import math
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -8,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from vaelab.config import TrainingConfig
-from vaelab.diagnosis.case import Case
+from vaelab.diagnosis.case import EXAMPLES, Case, few
 from vaelab.diagnosis.drawings import curves
 from vaelab.diagnosis.findings import Finding, Illness
+from vaelab.diagnosis.rate_weight import in_warmup
 from vaelab.runs import out_of_patience
 from vaelab.words import rounded
 
@@ -19,6 +21,7 @@ OVERFIT_NATS, OVERFIT_SHARE = 0.1, 0.001  # by 0.1 nats and by a thousandth of t
 GAP, LOST = 0.25, 0.2  # of what the validation loss fell: the gap to training, and what is lost after the best epoch
 GRAVE_GAP = 0.05  # of the validation loss: a smaller gap is worth a word, and no alarm
 OFTEN = 0.05  # of all updates
+FAR_OFF = 1e4  # times the usual largest value of an example
 LATE, STEPS = 0.02, 300  # share of the fall in the last tenth of the epochs; updates
 USUAL_RATE: float = TrainingConfig.model_fields["learning_rate"].default
 RISE, RISE_NATS, RISE_EPOCHS = 0.03, 0.1, 5  # of the rate over the last tenth of at least 5 epochs
@@ -119,19 +122,36 @@ def skipped_updates(case: Case) -> Iterator[Finding]:
     if not skipped:
         return
     steps, first = case.lines[-1]["step"], case.first_skipped
-    of_data = "the data are NaN" in first
+    far_off = _far_off(case, first)
+    of_data = bool(far_off) or "the data are NaN" in first
     few_of_half = case.run.config.training.precision == "float16" and skipped <= 0.01 * steps + 10
     yield Finding(
         "skipped-updates",
         "info" if few_of_half else "warning",
         f"{skipped} of {steps} updates were skipped, for their gradient was not finite."
-        + (f" The first: {first}." if first else ""),
+        + (f" The first: {first}." if first else "")
+        + far_off,
         {"skipped": skipped, "steps": steps, "first_skipped": first},
-        "NaN or infinite values in the data" if of_data else "too high a learning rate, or data far from 1",
+        "values in the data that are far too large"
+        if far_off
+        else "NaN or infinite values in the data"
+        if of_data
+        else "too high a learning rate, or data far from 1",
         "Mend these examples, or leave them out of the data: an update with one of them is lost."
         if of_data
         else _tamer(case),
     )
+
+
+def _far_off(case: Case, first: str) -> str:
+    """A sentence on the training example that the first skipped update named, where its values are far too large."""
+    named = re.search(r"training example (\d+)", first)
+    if named is None:
+        return ""
+    train, x = case.dataset["train"], few(case.training_examples(EXAMPLES), EXAMPLES)[0].flatten(1)
+    value = float(train.convert(train.read(torch.tensor([int(named[1])]))).abs().max())
+    usual = float(x.abs().amax(1).median())
+    return f" Values of {named[0]} reach {value:.3g}, where {usual:.3g} is usual." if value > FAR_OFF * usual else ""
 
 
 def _tamer(case: Case) -> str:
@@ -190,7 +210,7 @@ def no_validation(case: Case) -> Iterator[Finding]:
 def over_fitting(case: Case) -> Iterator[Finding]:
     """A validation loss that lies above the training loss, or rises."""
     best, epochs = case.best, len(case.lines)
-    if not best or not best["validation"] or epochs < 2:
+    if not best or not best["validation"] or epochs < 2 or in_warmup(case):  # the training loss has a smaller β then
         return
     last, kept = case.lines[-1], best["validation"]["loss"]
     fall = case.lines[0]["validation"]["loss"] - kept
@@ -258,17 +278,20 @@ def _over_fitted(case: Case, told: str, evidence: dict[str, Any], wide: bool) ->
         f"more than training examples; the validation loss has fallen by {rounded(fall)} in all.",
         evidence,
         "more capacity or more epochs than so many training examples can bear",
-        case.again("training.weight_decay=0.01", "training.patience=10", *_smaller(case)),
+        _against_over_fitting(case),
         curves(case, "loss", "over-fitting"),
     )
 
 
-def _smaller(case: Case) -> list[str]:
-    """The key of a network with a quarter of the hidden units, where it has any."""
-    widths = getattr(case.run.config.network, "hidden", None)
-    if isinstance(widths, int):
-        return [f"network.hidden={max(1, widths // 4)}"]
-    return [f"network.hidden={','.join(str(max(1, width // 4)) for width in widths)}"] if widths else []
+def _against_over_fitting(case: Case) -> str:
+    """Weights that are averaged over the updates.
+
+    Measured on digits: the validation ELBO of `sigma-vae` rose from 35.5 to 37.3; that of 150 pictures with an update
+    an epoch fell from 17.4 to 16.9. A network of half the width lost 6.5, and weight decay gained 0.1 and lost 1.2.
+    """
+    if case.run.config.training.ema_decay > 0:
+        return "Nothing to do: the weights of the best epoch were kept. More training examples would help."
+    return case.again("training.ema_decay=0.99")
 
 
 class _Fall(NamedTuple):

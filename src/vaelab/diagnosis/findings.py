@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -69,8 +70,13 @@ class Finding:
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:
-    """Text in lines of 80 columns; those of a command end in a backslash, so that it can be copied."""
+    """Text in lines of 80 columns; those of a command end in a backslash, so that it can be copied.
+
+    A command is broken between its words alone: within quotes a backslash would be one of the characters.
+    """
     command = text.startswith("vaelab ")
+    if command:
+        text = " ".join(shlex.quote(word).replace(" ", "\0") for word in shlex.split(text))
     lines = textwrap.wrap(
         text,
         WIDTH - 2 * command,
@@ -79,7 +85,7 @@ def _wrapped(text: str, first: str, rest: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return [line + " \\" * (command and line is not lines[-1]) for line in lines]
+    return [line.replace("\0", " ") + " \\" * (command and line is not lines[-1]) for line in lines]
 
 
 @dataclass(frozen=True)
