@@ -398,6 +398,13 @@ def test_the_best_is_told_with_what_is_not_told_apart(
     assert group.differences["B"]["log_px"].p_adjusted == 0.0
 
 
+def test_the_verdict_names_what_is_worse() -> None:
+    """By letter, for other settings may be compared in a group of their own."""
+    a, b, d = (SimpleNamespace(letter=letter, label=f"setting {letter}") for letter in "ABD")
+    group: Any = SimpleNamespace(metric="log_px", best=b, settings=[a, b, d], rivals=[], unranked=[])
+    assert tables.verdict(group) == "Highest log p(x): B (setting B). Worse by more than chance explains: A, D."
+
+
 def test_the_table_counts_its_differences_and_the_verdict_all_pairs(
     runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

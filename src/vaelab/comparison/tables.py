@@ -104,8 +104,8 @@ def verdict(group: Group) -> str:
     if group.rivals:
         counted = f", counting all {pairs} pairs" if pairs > 1 else ""
         said += f" Not told apart from it{counted}: {', '.join(one.letter for one in group.rivals)}."
-    elif len(group.settings) > 1 + len(group.unranked):
-        said += " All others are worse by more than chance explains."
+    elif others := [one.letter for one in group.settings if one not in (group.best, *group.unranked)]:
+        said += f" Worse by more than chance explains: {', '.join(others)}."
     if group.unranked:
         said += f" Not ranked, for lack of a finite one: {', '.join(one.letter for one in group.unranked)}."
     return said
