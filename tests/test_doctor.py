@@ -472,7 +472,12 @@ def test_collapse_of_all_latents(well: Run, edited: Callable[..., Case]) -> None
         "rate": pytest.approx(0, abs=1e-6),
     }
     assert "objective.warmup=256" in finding.remedy  # a third of 70 epochs of 11 updates
-    assert drawn(finding)
+    assert drawn(finding) and finding.message.endswith("makes the same of every example.")
+    assert sick.decoded and sick.model.labels is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sick.model, "labels", "given")
+        (conditional,) = check_latents.collapse(sick)
+    assert conditional.message.endswith("makes the same of every example of a label.")
     hardly = with_curves(sick, [50.0, 50.0], [50.0, 50.0])  # 200 updates: the remedy is more of them
     remedy = found(hardly, "under-training", "warning").remedy
     assert found(hardly, "posterior-collapse", "error").remedy == remedy and "--epochs 15" in remedy

@@ -85,7 +85,8 @@ def collapse(case: Case) -> Iterator[Finding]:
         behind = case.run.config.name("network") == "linear" and used < BEHIND * min(optimum, count)
     which = ", ".join(map(str, silent[:8])) + (", …" if len(silent) > 8 else "")
     if used == 0:
-        message = f"Posterior collapse: no latent of {count} is active, so the decoder makes the same of every example."
+        message = f"Posterior collapse: no latent of {count} is active, so the decoder makes the same of every example"
+        message += "." if case.model.labels is None else " of a label."
         severity = "error"
     else:
         message = f"{used} of {count} latents are active. Not active, counted from 0: {which}."
