@@ -9,7 +9,7 @@ from PIL import Image
 
 from vaelab.data.folder import find_pictures
 from vaelab.errors import InputError
-from vaelab.files import replacing, write_text
+from vaelab.files import check_writable, replacing, write_text
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="there are no named pipes")
 
@@ -36,6 +36,19 @@ def test_what_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "inner" / "x.txt")
     write_text(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "inner" / "x.txt").read_text() == "text"
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_writable(tmp_path / "x.html", "page.html")
+    with pytest.raises(InputError, match=r"is a folder; name a file in it, such as .*page\.html"):
+        check_writable(tmp_path, "page.html")
+    with pytest.raises(InputError, match="there is no folder .*nowhere; make it first"):
+        check_writable(tmp_path / "nowhere" / "x.html", "page.html")
+    monkeypatch.setattr(os, "access", lambda folder, mode: (folder, mode) != (tmp_path, os.W_OK))  # root may write all
+    with pytest.raises(InputError, match="nothing can be written in the folder"):
+        check_writable(tmp_path / "x.html", "page.html")
 
 
 def test_a_name_as_long_as_names_can_be(tmp_path: Path) -> None:

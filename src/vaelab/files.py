@@ -41,6 +41,25 @@ def check_regular(path: Path) -> None:
         raise InputError(f"{path}: is no regular file, and would be lost; name another")
 
 
+def check_writable(path: Path, example: str) -> None:
+    """See that a file can be written there, before any work is done.
+
+    Args:
+        example: the name of such a file, for a message.
+
+    Raises:
+        InputError: a folder, a device, or no folder that can be written to.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file in it, such as {path / example}")
+    check_regular(path)
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{path}: nothing can be written in the folder {path.parent}; name another one")
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files of writes that were killed."""
     for temporary in folder.glob(".*.tmp"):

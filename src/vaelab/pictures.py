@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vaelab.errors import InputError
-from vaelab.files import replacing
+from vaelab.files import check_writable, replacing
 
 GROUND = 235
 INK = 32
@@ -278,16 +278,14 @@ def output_path(out: str | os.PathLike[str], *endings: str) -> Path:
         endings: those that work, such as ".png".
 
     Raises:
-        InputError: a folder, a missing parent folder, or another ending.
+        InputError: a folder, a missing parent folder or one that cannot be written to, or another ending.
     """
     path = Path(out)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file in it, such as {path / f'pictures{endings[0]}'}")
-    if path.suffix.lower() not in endings:
+    kind = {".html": "page", ".csv": "table"}.get(endings[0], "pictures")
+    if path.suffix.lower() not in endings and not path.is_dir():
         known = " or ".join(filter(None, (", ".join(endings[:-1]), endings[-1])))
         raise InputError(f"{path}: the ending tells what to write; it must be {known}")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    check_writable(path, kind + endings[0])
     return path
 
 

@@ -18,7 +18,7 @@ from vaelab.compression.container import Chunk, Container, Mode, Reader, Stream,
 from vaelab.compression.quantize import CodecModel
 from vaelab.errors import CorruptFile, InputError
 from vaelab.evaluation.likelihood import examples_of
-from vaelab.files import check_regular, replacing
+from vaelab.files import check_writable, replacing
 from vaelab.parallel import in_order
 from vaelab.runs import Run
 
@@ -238,11 +238,7 @@ def write(data: bytes, container: Container, taken: cargo.Cargo, out: str | os.P
 
 def _check_out(out: Path, source: str | os.PathLike[str] | None) -> None:
     """See that a file can be written there, before any work is done."""
-    if out.is_dir():
-        raise InputError(f"{out}: is a folder; name a file in it, such as {out / 'compressed.vae'}")
-    check_regular(out)
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first")
+    check_writable(out, "compressed.vae")
     given = None if source is None else Path(source).expanduser()
     if given is not None and given.exists() and out.exists() and out.samefile(given):
         raise InputError(f"{out}: is the input itself, which would be lost; name another file")
