@@ -14,6 +14,7 @@ from vaelab.diagnosis.loss_means import Mean, factor, means, multiplied, summed,
 from vaelab.diagnosis.loss_terms import LossTerms
 from vaelab.diagnosis.model_file import change, leave, line_of, text_of
 from vaelab.diagnosis.patient import Patient
+from vaelab.diagnosis.tracing import Call
 
 FAR_BETA, LOST_BETA = 3.0, 10.0
 NARROW = 1e-2  # σ over a pixel's own standard deviation below which the KL counts next to nothing
@@ -63,16 +64,18 @@ class _Cause:
 
     Attributes:
         left: the ratio that sums would leave.
+        count: what the mean over pixels is multiplied by, and where, if that is not their number.
     """
 
     words: str
     averaged: bool
     means: list[Mean]
     left: float
+    count: tuple[float, Call | None] | None = None
 
 
 def _explained(p: Patient, loss: LossTerms, natural: float = 1.0) -> _Cause:
-    """Why the ratio of the weights is not `natural`."""
+    """Why the ratio of the weights is not `natural`, a number above 0."""
     by_batch = loss.batch[1] - loss.batch[0]
     rest = loss.ratio / p.batch**by_batch
     over_pixels, over_latents, left = next(
@@ -87,11 +90,12 @@ def _explained(p: Patient, loss: LossTerms, natural: float = 1.0) -> _Cause:
         every = means(loss, (p.batch, p.pixels, p.latents))
         if some := to_sum(_but_over_examples(p, every), loss.ratio, natural) or to_sum(every, loss.ratio, natural):
             names = ["the KL" if one.of_kl else "the reconstruction term" for one in some]
-            told = [f"{name} is averaged over {one.number:g} numbers" for name, one in zip(names, some, strict=True)]
-            return _Cause(" and ".join(told), True, some, natural)
-        number, _ = multiplied(loss)
-        if number != p.pixels and math.isclose(loss.ratio, p.pixels / number, rel_tol=1e-3):
-            return _Cause(f"the mean over the {p.pixels} pixels is multiplied by {number:g}", False, [], loss.ratio)
+            over = [f"{name} is averaged over {one.number:g} numbers" for name, one in zip(names, some, strict=True)]
+            return _Cause(" and ".join(over), True, some, natural)
+        count = multiplied(loss)
+        if count[0] != p.pixels and math.isclose(loss.ratio * count[0], p.pixels, rel_tol=1e-3):
+            told = f"the mean over the {p.pixels} pixels is multiplied by {count[0]:g}"
+            return _Cause(told, False, [], loss.ratio, count)
         return _Cause(f"a factor of {loss.ratio:.3g} between the two terms", False, [], loss.ratio)
     told = [f"the {name} is averaged over {' and '.join(over)}" if over else f"the {name} is summed"
             for name, over in (("reconstruction term", first), ("KL", second))]  # fmt: skip
@@ -153,10 +157,8 @@ def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     severity: Severity = "error" if loss.varies or beta >= LOST_BETA else "warning" if far else "info"
     effect = ": the latents fall silent, and all pictures look alike" if beta > FAR_BETA else ""
     effect = ": z strays from the prior, and samples look worse than reconstructions" if beta < 1 / FAR_BETA else effect
-    number, call_of_number = multiplied(loss)
-    miscounted = "multiplied" in cause.words
     weighed = cause.means[0].call if cause.means else None if cause.averaged else factor(loss)
-    weighed = call_of_number if miscounted else weighed
+    weighed = cause.count[1] if cause.count else weighed
     unless = "the factor before the KL to 1, unless it is meant so (a β-VAE)"
     changing = f" at a batch of {p.batch}, and changes with the batch size" if loss.varies else ""
     yield Finding(
@@ -167,7 +169,7 @@ def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
          "changes_with_batch": loss.varies, "line": line_of(weighed)},
         cause.words + effect,
         _sum_remedy(cause) if cause.averaged
-        else change(weighed, leave, f"multiply by {p.pixels} in place of {number:g}") if miscounted
+        else change(weighed, leave, f"multiply by {p.pixels} in place of {cause.count[0]:g}") if cause.count
         else change(weighed, leave, f"set {unless}") if weighed else f"Set {unless}.",
     )  # fmt: skip
 
@@ -216,7 +218,7 @@ def _squared(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     directions = min(p.latents, p.pixels)
     above = min(directions, int((eigenvalues > variance).sum()))
     wide = times > 1
-    cause = _explained(p, loss, 2 * per_pixel)
+    cause = _explained(p, loss, 2 * per_pixel or 1.0)
     severity: Severity = "warning" if not wide or above < directions else "info"
     if loss.varies or not above:
         severity = "error"
@@ -249,7 +251,7 @@ def _absolute(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     times = loss.ratio / own if own else math.inf
     if times <= FAR_BETA and not loss.varies:
         return
-    cause = _explained(p, loss, own)
+    cause = _explained(p, loss, own or 1.0)
     yield Finding(
         "effective-beta",
         "error" if loss.varies or times > LOST_BETA else "warning",
