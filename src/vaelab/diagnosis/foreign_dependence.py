@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign_paths import after, made_by, meeting, takes
 from vaelab.diagnosis.model_file import change, leave, line_of
 from vaelab.diagnosis.patient import Patient
-from vaelab.diagnosis.reading import constant, moved
+from vaelab.diagnosis.reading import constant, gradients, moved
 from vaelab.diagnosis.tracing import Call, Tracer, tensors_in
 
 PAST = 1e-3  # share of the gradient to x that may be rounding
@@ -105,14 +105,12 @@ def bypass(p: Patient) -> Iterator[Finding]:
         return
     made = meeting(seen.calls, made_by(seen.calls, p.reading.noise.draws[0].call), [mean])
     z = next(tensors_in([made.output] if made else []), None)
-    if z is None or not (z.requires_grad and reconstruction.requires_grad):
+    if z is None:
         return
-    weights = torch.randn(reconstruction.shape, generator=torch.Generator().manual_seed(1))
-    to_z, to_x = _gradients((reconstruction * weights).sum(), z, x)
+    to_z, to_x = gradients(reconstruction, [z, x])
     if to_z is None or to_x is None:
         return
-    through = _gradients((z * to_z).sum(), x)[0]
-    through = torch.zeros_like(x) if through is None else through
+    (through,) = torch.autograd.grad(z, x, to_z, materialize_grads=True)
     past = float((to_x - through).abs().max() / to_x.abs().max())
     if not past > PAST:
         return
@@ -127,8 +125,3 @@ def bypass(p: Patient) -> Iterator[Finding]:
         "a skip connection from the encoder, or x itself among the decoder's inputs",
         change(call, leave, "decode z alone"),
     )
-
-
-def _gradients(value: Tensor, *of: Tensor) -> list[Tensor | None]:
-    found: list[Tensor | None] = [*torch.autograd.grad(value, of, allow_unused=True, retain_graph=True)]
-    return [one if one is not None and one.any() else None for one in found]

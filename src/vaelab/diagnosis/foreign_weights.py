@@ -14,7 +14,7 @@ from vaelab.diagnosis.foreign_forward import EXPLICIT
 from vaelab.diagnosis.foreign_paths import after, before, break_of_gradient, last_step, made_by, meeting
 from vaelab.diagnosis.model_file import Output, change, line_of
 from vaelab.diagnosis.patient import Patient
-from vaelab.diagnosis.reading import gradients
+from vaelab.diagnosis.reading import as_vector, gradients
 from vaelab.diagnosis.tracing import Call, Tracer
 
 ILLNESSES = (
@@ -132,13 +132,7 @@ def _unscaled(p: Patient, found: list[Output], weights: list[nn.Parameter]) -> b
     if not (p.is_finite and p.reading.noise.reaches and p.reading.noise.draws):
         return False
     of_reconstruction, of_mean, of_spread = (
-        torch.cat(
-            [
-                torch.zeros(own.numel()) if one is None else one.flatten()
-                for one, own in zip(grads, weights, strict=True)
-            ]
-        )
-        for grads in (gradients(one, [*weights]) for one in p.reading.pick(found))
+        as_vector(gradients(one, [*weights]), weights) for one in p.reading.pick(found)
     )
     alone = _counts(of_spread) & ~_counts(of_mean)
     return bool(alone.any()) and not bool(_counts(of_reconstruction)[alone].any())

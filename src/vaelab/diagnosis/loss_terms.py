@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vaelab.diagnosis.loss_formulas import BASIS, DISTANCES, FORMULAS, RIGHT, WRONG
 from vaelab.diagnosis.model_file import as_script, items
+from vaelab.diagnosis.reading import as_vector
 from vaelab.diagnosis.tracing import Tracer
 
 FIT = 1e-4  # what may remain of the changes of the loss, as a share, where a candidate is right
@@ -388,8 +389,7 @@ def _gradient(value: Tensor, weights: list[nn.Parameter]) -> Tensor:
     grads = [None for _ in weights]
     if value.requires_grad:
         grads = torch.autograd.grad(value, weights, allow_unused=True, retain_graph=True)
-    parts = [torch.zeros_like(own) if one is None else one for one, own in zip(grads, weights, strict=True)]
-    return torch.cat([one.detach().flatten().double() for one in parts])
+    return as_vector(grads, weights).double()
 
 
 def _explain(values: Tensor, terms: list[Tensor]) -> tuple[Tensor, float]:

@@ -8,7 +8,7 @@ gradients is f′(s), element by element: that tells what s is read as.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -196,6 +196,12 @@ def gradients(reconstruction: Tensor, of: list[Tensor]) -> list[Tensor | None]:
     found = iter(torch.autograd.grad((reconstruction * weights).sum(), wanted, allow_unused=True, retain_graph=True))
     every = [next(found) if one.requires_grad else None for one in of]
     return [None if one is None or not one.any() else one for one in every]
+
+
+def as_vector(grads: Sequence[Tensor | None], of: Sequence[Tensor]) -> Tensor:
+    """Gradients as one vector, 0 where there is none."""
+    pairs = zip(grads, of, strict=True)
+    return torch.cat([(torch.zeros_like(own) if one is None else one).detach().flatten() for one, own in pairs])
 
 
 def _mean_and_spread(
