@@ -308,14 +308,33 @@ def test_under_training_by_the_learning_rate(case: Case) -> None:
     assert "training.learning_rate=0.001" in finding.remedy and finding.cause.startswith("too low a learning rate")
 
 
+def test_under_training_by_a_low_rate_that_a_schedule_ended(case: Case) -> None:
+    """The fall of a loss that follows the rate of a cosine: level at the end, and far from done."""
+    paid = [0.5 * (1 + math.cos(math.pi * epoch / 20)) for epoch in range(20)]
+    crawling = [100.0 - 4 * sum(paid[:epoch]) for epoch in range(20)]
+    level = with_curves(case, crawling, crawling)
+    assert alarms(level) == set()
+    sick = with_training(level, learning_rate=9e-5)
+    finding = found(sick, "under-training", "warning")
+    late, whole = crawling[9] - crawling[19], crawling[0] - crawling[19]
+    assert alarms(sick) == {"under-training"} and finding.evidence["share"] == pytest.approx(late / whole)
+    assert "In the last 10 epochs of 20" in finding.message and "training.learning_rate=0.001" in finding.remedy
+    assert (
+        alarms(with_training(with_curves(case, [*LEVEL, *[40.0] * 10], [*LEVEL, *[40.0] * 10]), learning_rate=9e-5))
+        == set()
+    )
+
+
 def test_a_rate_that_rises_at_the_end(case: Case) -> None:
     rates = [2.0, 5.0, 8.0, 9.0, 9.5, 9.8, 9.85, 9.9, 10.0, 10.4]
     sick = with_curves(case, LEVEL, LEVEL, rates)
     finding = found(sick, "rising-kl", "warning")
     assert alarms(sick) == {"rising-kl"}
     assert finding.evidence == pytest.approx({"before": 10.0, "end": 10.4, "rise": 0.4, "epochs": 1})
-    assert "--epochs 20" in finding.remedy
+    assert "--epochs 30" in finding.remedy
     assert alarms(with_curves(case, LEVEL, LEVEL, [*rates[:9], 10.29])) == set()
+    by_heart = with_curves(case, LEVEL, [*LEVEL[:5], 43.0, 46.0, 49.0, 51.0, 52.0], rates)
+    assert found(by_heart, "rising-kl", "warning").remedy == found(by_heart, "over-fitting", "warning").remedy
 
 
 def test_training_that_was_cut_off(case: Case) -> None:
@@ -486,6 +505,25 @@ def test_collapse_of_all_latents(well: Run, edited: Callable[..., Case]) -> None
     assert "objective.beta=1" in remedy and "--epochs 15" in remedy
 
 
+def test_latents_that_carry_less_than_a_bit_in_all(case: Case) -> None:
+    """An active one beside it does not make them a model of the data."""
+    sick = replace(case, evaluation=replace(case.evaluation, rate=0.1, active_units=1))
+    finding = found(sick, "posterior-collapse", "warning")
+    assert "All together carry 0.1 nats" in finding.message and "objective.warmup=" in finding.remedy
+    all_active = replace(case, evaluation=replace(case.evaluation, rate=0.49))
+    assert "Not active" not in found(all_active, "posterior-collapse", "warning").message
+    assert "posterior-collapse" not in Diagnosis(
+        "", run_checks.examine(replace(case, evaluation=replace(case.evaluation, rate=0.51)))
+    )
+
+
+def test_of_a_model_that_is_hardly_trained_no_size_is_advised(well: Run, edited: Callable[..., Case]) -> None:
+    four = edited(well, lambda state: silence(state, [0, 1, 3, 5, 7, 9]))
+    assert found(four, "latent-dimension-large", "info") and found(four, "posterior-collapse", "info")
+    names = {finding.name for finding in run_checks.examine(with_curves(four, [50.0, 50.0], [50.0, 50.0]))}
+    assert "under-training" in names and not names & {"latent-dimension-large", "posterior-collapse"}
+
+
 def test_collapse_of_some_latents_is_named(well: Run, edited: Callable[..., Case]) -> None:
     nine = edited(well, lambda state: silence(state, [0, 1, 2, 3, 5, 6, 7, 8, 9]))
     finding = found(nine, "posterior-collapse", "warning")
@@ -528,7 +566,7 @@ def test_collapse_against_the_threshold_of_a_linear_vae(linear: Run, edited: Cal
     """A linear VAE uses a latent for each eigenvalue of the covariance above σ² = 0.15: there are nine."""
     expected = int((np.linalg.eigvalsh(np.cov(digits_16().T, bias=True)) > NOISE).sum())
     assert expected == 9
-    finding = found(with_columns(linear, edited, 9), "posterior-collapse", "info")
+    finding = found(with_curves(with_columns(linear, edited, 9), LEVEL, LEVEL), "posterior-collapse", "info")
     assert finding.evidence["linear_vae_uses"] == 9 and finding.evidence["silent"] == [9]
     finding = found(with_columns(linear, edited, 6), "posterior-collapse", "warning")
     assert finding.evidence["linear_vae_uses"] == 9 and finding.evidence["active"] == 6
@@ -660,6 +698,9 @@ def test_importance_sampling_that_is_not_to_be_trusted(well: Run, edited: Callab
         "untrusted": pytest.approx(expected.untrusted, rel=1e-6),
     }
     assert finding.remedy.endswith("--split validation --importance-samples 5000") and drawn(finding)
+    heavy = with_beta(sick, 20.0)  # draws are no remedy for what the objective asked for
+    finding = found(heavy, "importance-sampling", "warning")
+    assert finding.remedy == found(heavy, "effective-beta", "warning").remedy and "counted 20 times" in finding.cause
 
 
 def test_heavy_tails_of_importance_weights_are_no_alarm(case: Case) -> None:

@@ -19,6 +19,7 @@ from vaelab.quantized import Codes, Quantized, Quantizer
 from vaelab.words import rounded
 
 FEW_LATENTS, BEHIND = 0.1, 0.75  # shares of the latents, and of those that a linear VAE would use
+LITTLE = 0.5  # nats of all latents; one bit is 0.69
 SMALL_NATS, LARGE = 1.5, 0.5  # nats of the least latent; share of latents that are active
 VERY_FEW, VERY_FEW_NATS = 2, 0.5  # so many latents are a map of the data: less will do
 WARMUP = 1_000  # updates, of a remedy against collapse
@@ -32,9 +33,9 @@ ILLNESSES = (
         "posterior-collapse",
         "latents that say nothing",
         f"error: none has Var(E[z|x]) > 0.01 (Burda et al. 2016); warning: at most {FEW_LATENTS:.0%} have, of ten "
-        f"or more, or a linear VAE has less than {BEHIND:.0%} of those of its optimum; info: some have not. A "
-        "linear VAE uses a latent where an eigenvalue of the data's covariance exceeds β σ² (Lucas et al. 2019), "
-        "which is told wherever the likelihood is Gaussian with one σ",
+        f"or more, or all together carry less than {LITTLE:g} nats, or a linear VAE has less than {BEHIND:.0%} of "
+        "those of its optimum; info: some have not. A linear VAE uses a latent where an eigenvalue of the data's "
+        "covariance exceeds β σ² (Lucas et al. 2019), which is told wherever the likelihood is Gaussian with one σ",
     ),
     Illness(
         "latent-dimension-small",
@@ -71,30 +72,37 @@ ILLNESSES = (
 
 
 def collapse(case: Case) -> Iterator[Finding]:
-    """Latents whose posterior mean is the same for every example."""
-    used, count = case.evaluation.active_units, case.evaluation.latent_dim
-    if used is None or used >= count or "reparameterized" not in case.model.provides:
+    """Latents whose posterior mean is the same for every example, or that say next to nothing."""
+    used, count, rate = case.evaluation.active_units, case.evaluation.latent_dim, case.evaluation.rate
+    if used is None or rate is None or "reparameterized" not in case.model.provides:
+        return
+    scarce, little = used <= FEW_LATENTS * count, rate < LITTLE
+    if used == count and not little:
         return
     silent = (~case.active).nonzero().flatten().tolist()
     optimum = linear_optimum(case)
-    evidence: dict[str, Any] = {"active": used, "latents": count, "silent": silent, "rate": case.evaluation.rate}
+    evidence: dict[str, Any] = {"active": used, "latents": count, "silent": silent, "rate": rate}
     theory, behind = "", False
     if optimum is not None:
         evidence["linear_vae_uses"] = min(optimum, count)
         theory = f" A linear VAE's optimum uses {min(optimum, count)}: so many eigenvalues of the data exceed β σ²."
         behind = case.run.config.name("network") == "linear" and used < BEHIND * min(optimum, count)
-    which = ", ".join(map(str, silent[:8])) + (", …" if len(silent) > 8 else "")
+    grave = little or behind or (scarce and count >= 10)
+    severity = "error" if used == 0 else "warning" if grave else "info"
+    if severity == "info" and hardly_trained(case):
+        return
+    told = f"{used} of {count} latents are active."
     if used == 0:
-        message = f"Posterior collapse: no latent of {count} is active, so the decoder makes the same of every example"
-        message += "." if case.model.labels is None else " of a label."
-        severity = "error"
-    else:
-        message = f"{used} of {count} latents are active. Not active, counted from 0: {which}."
-        severity = "warning" if (used <= FEW_LATENTS * count and count >= 10) or behind else "info"
+        told = f"Posterior collapse: no latent of {count} is active, so the decoder makes the same of every example"
+        told += "." if case.model.labels is None else " of a label."
+    elif silent:
+        told += f" Not active, counted from 0: {', '.join(map(str, silent[:8]))}{', …' if len(silent) > 8 else ''}."
+    if used and little:
+        told += f" All together carry {rate:.2g} nats, less than one bit of an example."
     yield Finding(
         "posterior-collapse",
         severity,
-        message + theory,
+        told + theory,
         evidence,
         "too much weight on the rate, a fixed σ that is too large, or too little training; a latent pays only where it "
         "saves more than it costs",
@@ -137,6 +145,8 @@ def dimension(case: Case) -> Iterator[Finding]:
     used, count, kl = case.evaluation.active_units, case.evaluation.latent_dim, case.kl
     key = "model.latent_dim"
     if used is None or not hasattr(case.run.config.model, "latent_dim") or case.model.latents.holds != "real":
+        return
+    if hardly_trained(case):
         return
     full = VERY_FEW_NATS if count <= VERY_FEW else SMALL_NATS
     every = kl is not None and used == count == len(kl) and float(kl.min()) > full
@@ -279,14 +289,17 @@ def importance_sampling(case: Case) -> Iterator[Finding]:
         return
     evidence = {"effective_sample_size": size, "importance_samples": e.importance_samples, "untrusted": untrusted}
     if size < FEW_SAMPLES:
+        weight = rate_weight(case)
         yield Finding(
             "importance-sampling",
             "warning",
             f"Of {e.importance_samples} importance samples, {size:.1f} carry the estimate of log p(x) (effective "
             "sample size). Its true value is probably higher; more samples come closer.",
             evidence,
-            "q(z|x) is narrower than the posterior, or elsewhere",
-            _estimate_again(case, 50),
+            f"the rate counted {weight.times:.3g} times in training, and q(z|x) is as that asks"
+            if weight.is_far
+            else "q(z|x) is narrower than the posterior, or elsewhere",
+            case.again(*weight.changes) if weight.is_far else _estimate_again(case, 50),
             _bounds(case),
         )
     elif e.warning:

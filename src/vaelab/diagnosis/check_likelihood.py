@@ -11,12 +11,11 @@ from torch import Tensor
 from vaelab.diagnosis import drawings
 from vaelab.diagnosis.case import Case
 from vaelab.diagnosis.findings import Finding, Illness, Plot
-from vaelab.diagnosis.rate_weight import mean_log_prob, rate_weight
+from vaelab.diagnosis.rate_weight import FAR_BETA, NAMED_BETA, mean_log_prob, rate_weight
 from vaelab.errors import InputError
 from vaelab.likelihoods import Bernoulli, ContinuousBernoulli, LocScaleDistribution
 from vaelab.words import rounded
 
-FAR_BETA, NAMED_BETA = 3.0, 10.0
 FLOOR, SURE, SURE_NATS = 0.1, 1e-3, 10.0
 LOGIT_RANGE = 0.1  # logits that lie within [0, 1] and are not all alike
 
@@ -67,13 +66,11 @@ def effective_beta(case: Case) -> Iterator[Finding]:
         x, likelihood = case.decoded
         assert isinstance(likelihood, LocScaleDistribution)
         plot = _scales(likelihood, x, *weight.scales)
-    limit = FAR_BETA if hidden else NAMED_BETA
-    far = not 1 / limit < times < limit
-    if not far and case.beta == 1:
+    if not weight.is_far and case.beta == 1:
         return
     yield Finding(
         "effective-beta",
-        "warning" if far else "info",
+        "warning" if weight.is_far else "info",
         " ".join(
             [
                 *hidden,

@@ -23,6 +23,7 @@ GRAVE_GAP = 0.05  # of the validation loss: a smaller gap is worth a word, and n
 OFTEN = 0.05  # of all updates
 FAR_OFF = 1e4  # times the usual largest value of an example
 LATE, STEPS = 0.02, 300  # share of the fall in the last tenth of the epochs; updates
+CRAWL = 0.05  # share of the fall in the second half of the epochs, at a rate far below the usual one
 USUAL_RATE: float = TrainingConfig.model_fields["learning_rate"].default
 RISE, RISE_NATS, RISE_EPOCHS = 0.03, 0.1, 5  # of the rate over the last tenth of at least 5 epochs
 
@@ -72,7 +73,8 @@ ILLNESSES = (
         "under-training",
         "a loss that is still falling",
         f"warning: the best loss fell by more than {LATE:.0%} of its whole fall, and a thousandth of the loss, in "
-        f"the last tenth of the epochs; or there were fewer than {STEPS} updates, and no rise as in over-fitting",
+        f"the last tenth of the epochs; or by more than {CRAWL:.0%} in their second half, at a learning rate below a "
+        f"tenth of the usual {USUAL_RATE:g}; or there were fewer than {STEPS} updates, and no rise as in over-fitting",
     ),
     Illness(
         "rising-kl",
@@ -295,7 +297,7 @@ def _against_over_fitting(case: Case) -> str:
 
 
 class _Fall(NamedTuple):
-    """How the best loss fell: in all, late (in the last `epochs`, a tenth of them), and to what."""
+    """How the best loss fell: in all, late (in the last `epochs`), and to what."""
 
     whole: float
     late: float
@@ -313,9 +315,10 @@ class _Fall(NamedTuple):
         return self.share > LATE and self.late > OVERFIT_SHARE * abs(self.lowest)
 
 
-def _fall(case: Case) -> _Fall:
+def _fall(case: Case, tail: int | None = None) -> _Fall:
+    """Late are the last `tail` epochs, a tenth of them where it is not given."""
     losses = [line[case.compared]["loss"] for line in case.lines]
-    tail, lowest = max(1, len(losses) // 10), min(losses)
+    tail, lowest = tail or max(1, len(losses) // 10), min(losses)
     before = min(losses[:-tail], default=math.inf)
     return _Fall(losses[0] - lowest, max(0.0, before - lowest) if math.isfinite(before) else 0.0, tail, lowest)
 
@@ -356,15 +359,32 @@ def _is_slow(case: Case) -> bool:
     return case.run.config.training.learning_rate < USUAL_RATE / 10
 
 
+def _crawl(case: Case) -> _Fall | None:
+    """How the loss fell in the second half, where that is notable and the learning rate is low.
+
+    A schedule that ends near zero makes every loss level at the end: the last tenth does not tell.
+    """
+    if not _is_slow(case) or len(case.lines) < 4:
+        return None
+    fall = _fall(case, len(case.lines) // 2)
+    return fall if fall.goes_on and fall.share > CRAWL else None
+
+
 def under_training(case: Case) -> Iterator[Finding]:
-    """A loss that still falls when training ends."""
+    """A loss that still falls when training ends, or that a low learning rate kept high."""
     lines = case.lines
-    if not lines or has_diverged(case) or not ((fall := _fall(case)).goes_on or hardly_trained(case)):
+    if not lines or has_diverged(case):
+        return
+    fall = _fall(case)
+    crawl = None if fall.goes_on else _crawl(case)
+    fall = crawl or fall
+    if not (fall.goes_on or hardly_trained(case)):
         return
     steps = lines[-1]["step"]
     still = (
         f"In the last {f'{fall.epochs} epochs' if fall.epochs > 1 else 'epoch'} of {len(lines)} the loss fell by "
-        f"{rounded(fall.late)} nats, {fall.share:.0%} of its whole fall: it is still improving."
+        f"{rounded(fall.late)} nats, {fall.share:.0%} of its whole fall: "
+        + ("training was slow, and is not done." if crawl else "it is still improving.")
     )
     yield Finding(
         "under-training",
@@ -397,6 +417,6 @@ def rising_kl(case: Case) -> Iterator[Finding]:
         "the encoder learns training examples by heart: the validation loss no longer falls"
         if by_heart
         else "latents are still coming into use, or a schedule (capacity, warm-up) is not over",
-        case.again(*(["training.patience=10"] if by_heart else ["--epochs", str(2 * len(rates))])),
+        _against_over_fitting(case) if by_heart else longer(case),
         curves(case, "rate", "rising-kl"),
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from vaelab.diagnosis.case import Case
 from vaelab.likelihoods import LocScaleDistribution
 
+FAR_BETA, NAMED_BETA = 3.0, 10.0
 SCALES = 14.0  # how far the logarithm of a scale that fits may be from that of the scale that is fixed
 
 
@@ -28,6 +29,12 @@ class RateWeight:
     hidden: list[str] = field(default_factory=list[str])
     changes: list[str] = field(default_factory=list[str])
     scales: tuple[float, float] | None = None
+
+    @property
+    def is_far(self) -> bool:
+        """Whether it is far from 1: hidden, by a factor of 3; named by objective.beta alone, of 10."""
+        limit = FAR_BETA if self.hidden else NAMED_BETA
+        return not 1 / limit < self.times < limit
 
 
 def rate_weight(case: Case) -> RateWeight:
