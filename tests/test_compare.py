@@ -262,7 +262,9 @@ def test_numbers_that_are_not_finite_are_told_and_not_ranked(
     assert "Not finite: A. Training has diverged there." in found.notes
     told = found.to_dict()
     assert told["settings"][0]["numbers"]["log_px"] is None and json.dumps(told, allow_nan=False)
-    assert "not finite" in str(found) and max(map(len, str(found).splitlines())) <= 80
+    assert (
+        "not finite" in str(found) and "± not finite" not in str(found) and max(map(len, str(found).splitlines())) <= 80
+    )
 
 
 def test_an_encoder_that_gives_one_code_has_a_bound(runs: dict[str, Run], tmp_path: Path) -> None:
@@ -306,6 +308,30 @@ def test_a_run_that_was_stopped_is_told(runs: dict[str, Run], tmp_path: Path) ->
         assert measure.epochs_left(Run.open(cut)) == left
 
 
+def test_models_without_use_of_their_latents_and_curves_that_still_fall_are_told(
+    runs: dict[str, Run], tmp_path: Path
+) -> None:
+    def made(name: str, *losses: float) -> Path:
+        """A copy of a run whose validation loss took this course."""
+        copy = Path(shutil.copytree(runs[name].path, tmp_path / name))
+        lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+        for line, loss in zip(lines, losses, strict=True):
+            line["validation"]["loss"] = loss
+        (copy / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        return copy
+
+    level, falling = made("6-0", 90, 50, 45, 42, 40.2, 40), made("2-1", 90, 50, 45, 44, 43, 40)
+    for run, factor in ((level, 0), (falling, 20)):
+        state = {name: tensor.clone() for name, tensor in vaelab.load(run).state_dict().items()}
+        state["posterior.head.weight"] *= factor
+        write_tensors(run / "model.safetensors", state)
+    notes = compare([level, falling], importance_samples=2).notes
+    (silent,) = [note for note in notes if note.startswith(f"No latent is active: {level}. ")]
+    (open_end,) = [note for note in notes if note.startswith("Still improving at the end of training:")]
+    assert f"`vaelab doctor {level}`" in silent
+    assert str(falling) in open_end and str(level) not in open_end and f"`vaelab doctor {falling}`" in open_end
+
+
 def test_an_incomplete_run_is_refused_before_any_is_measured(
     runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +354,8 @@ def test_a_copy_of_a_run_is_no_further_seed(runs: dict[str, Run], tmp_path: Path
     found = compare([runs["2-0"], tmp_path / "copy", runs["6-0"]], importance_samples=2)
     assert [len(one.runs) for one in found.settings] == [1, 1]
     assert any("copy has the setting and the seed of" in note for note in found.notes)
+    with pytest.raises(InputError, match="nothing to compare: .*copy has the setting and the seed of .*left out"):
+        compare([runs["2-0"], tmp_path / "copy"], importance_samples=2)
     with pytest.raises(InputError, match="given twice"):
         compare([runs["2-0"], runs["2-0"].path / "."])
     with pytest.raises(InputError, match="name two runs or more"):

@@ -9,7 +9,6 @@ import json
 import math
 import platform
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,9 +123,7 @@ def _facts(found: Case, frames: list[Tensor]) -> dict[str, Any]:
         "latent_map": _latent_map(found),
         "kl_bars": _kl_bars(found),
         "command": run.about["command"],
-        "evaluate_command": f"vaelab evaluate {shlex.quote(str(run))}{run.plugin_options}"
-        if "test" in found.dataset.splits
-        else None,
+        "evaluate_command": run.command("evaluate") if "test" in found.dataset.splits else None,
         "python_code": f"import vaelab\nmodel = vaelab.load({str(run)!r})\nx = model.sample(16)",
         "made": _made(found),
         "configuration": _configuration(run),

@@ -75,6 +75,10 @@ class Run:
         """What a command that reads this run must be given beside its path: " --plugin my_prior.py", or nothing."""
         return _plugin_options(self.about)
 
+    def command(self, name: str, *options: str) -> str:
+        """A command that reads this run."""
+        return shlex.join(["vaelab", name, str(self), *options]) + self.plugin_options
+
     def data(self) -> Dataset:
         """The data that the run was trained on, read again.
 
@@ -88,13 +92,15 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one an epoch."""
-        path = self.path / "metrics.jsonl"
-        try:
-            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        except ValueError as error:
-            raise InputError(f"{path}: damaged ({error})") from None
-        if not all(isinstance(line, dict) and {"epoch", "validation"} <= line.keys() for line in lines):
-            raise InputError(f"{path}: damaged (a line is no epoch); restore it, or train the run again")
+        path, lines = self.path / "metrics.jsonl", list[dict[str, Any]]()
+        for number, text in enumerate(path.read_text(errors="replace").splitlines() if path.is_file() else [], 1):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            if not isinstance(line, dict) or not {"epoch", "validation"} <= line.keys():
+                raise InputError(f"{path}: damaged (line {number} is no epoch); restore it, or train the run again")
+            lines.append(line)
         return lines
 
     def best(self) -> dict[str, Any] | None:
@@ -209,6 +215,11 @@ class Run:
 
 def _plugin_options(about: Mapping[str, Any]) -> str:
     return "".join(f" --plugin {shlex.quote(name)}" for name in about.get("plugins", ()))
+
+
+def compared(lines: list[dict[str, Any]]) -> str:
+    """The part of a line that tells how good the model is: `validation`, or `train` where nothing is validated."""
+    return "validation" if lines and lines[-1]["validation"] else "train"
 
 
 def best_line(lines: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """Commands that train, and that tell what there is to train with."""
 
-import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -46,9 +45,8 @@ def train(
     print(f"{facts['epochs']} epochs, {facts['seconds']:.1f} s", end="")
     print(f", {facts['images_per_second']:,} images/s; the weights of epoch {facts['best_epoch']} are kept")
     print(Evaluation(**facts["numbers"]))
-    name, more = shlex.quote(str(run)), run.plugin_options
-    print(f"\nreport:   {run}/report.html\nevaluate: vaelab evaluate {name}{more}")
-    print(f"sample:   vaelab sample {name} -o samples.png{more}")
+    print(f"\nreport:   {run}/report.html\nevaluate: {run.command('evaluate')}")
+    print(f"sample:   {run.command('sample', '-o', 'samples.png')}")
 
 
 @app.command(epilog="Example: vaelab recipes linear-vae")

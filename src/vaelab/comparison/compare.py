@@ -91,6 +91,8 @@ def compare(
     opened = [Run.open(run) for run in runs]
     _check(opened, len(failed or {}))
     settings, notes = settings_of(_measured(opened, how, progress))
+    if notes and len(settings) == len(settings[0].runs) == 1 and not failed:
+        raise InputError(f"nothing to compare: {notes[0]}")
     groups = groups_of(settings)
     found = Comparison(
         protocol=how,

@@ -7,6 +7,7 @@ import numpy as np
 from vaelab.comparison.groups import Group, means_of
 from vaelab.comparison.measure import Protocol, epochs_left
 from vaelab.comparison.settings import Setting
+from vaelab.diagnosis.check_training import fall_of
 from vaelab.evaluation.likelihood import are_too_few, more_draws
 
 REASONS = (
@@ -19,8 +20,8 @@ REASONS = (
 
 def notes_on(settings: Sequence[Setting], groups: Sequence[Group], how: Protocol) -> list[str]:
     """Warnings, the gravest first; none where all is as it should be."""
-    found = [_not_finite(settings), _not_alike(settings), _stopped(settings), _few_draws(settings, how)]
-    found += [_only_a_bound(settings), _one_seed(settings), *map(_other_seeds, groups)]
+    found = [_not_finite(settings), _not_alike(settings), _collapsed(settings), _stopped(settings), _falling(settings)]
+    found += [_few_draws(settings, how), _only_a_bound(settings), _one_seed(settings), *map(_other_seeds, groups)]
     return [note for note in found if note]
 
 
@@ -48,6 +49,29 @@ def _stopped(settings: Sequence[Setting]) -> str:
         if (left := epochs_left(run))
     ]
     return f"Not trained to the end: {', '.join(cut)}. What was kept so far was measured." if cut else ""
+
+
+def _collapsed(settings: Sequence[Setting]) -> str:
+    runs = [one.run for setting in settings for one in setting.runs if one.evaluation.active_units == 0]
+    if not runs:
+        return ""
+    why = runs[0].command("doctor")
+    return (
+        f"No latent is active: {', '.join(map(str, runs))}. The decoder makes the same of every example there; "
+        f"`{why}` tells why."
+    )
+
+
+def _falling(settings: Sequence[Setting]) -> str:
+    runs = [one.run for setting in settings for one in setting.runs]
+    early = [run for run in runs if (lines := run.metrics()) and not epochs_left(run) and fall_of(lines).goes_on]
+    if not early:
+        return ""
+    how_many = early[0].command("doctor")
+    return (
+        f"Still improving at the end of training: {', '.join(map(str, early))}. With more epochs the order may be "
+        f"another; `{how_many}` tells how many."
+    )
 
 
 def _few_draws(settings: Sequence[Setting], how: Protocol) -> str:

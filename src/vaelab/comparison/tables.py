@@ -22,6 +22,8 @@ NONE = "-"
 def pm(mean: CrossedMean, signed: bool = False) -> str:
     """`−98.13 ± 0.41`, to two digits of the error."""
     text = rounded(mean.mean, mean.stderr)
+    if not math.isfinite(mean.mean):
+        return text
     if signed and mean.mean > 0:
         text = f"+{text}"
     return text if mean.stderr is None else f"{text} ± {rounded(mean.stderr, mean.stderr)}"

@@ -58,11 +58,6 @@ class Case:
         return best_line(self.lines)
 
     @property
-    def compared(self) -> str:
-        """The part of a line that tells how good the model is: `validation`, or `train` where nothing is validated."""
-        return "validation" if self.lines and self.lines[-1]["validation"] else "train"
-
-    @property
     def planned(self) -> int:
         """How many epochs the training was to take."""
         return self.run.config.training.planned_epochs(self.run.examples["train"])
@@ -105,10 +100,6 @@ class Case:
     def slower(self, factor: float) -> str:
         """The key of a learning rate that is so many times smaller."""
         return f"training.learning_rate={self.run.config.training.learning_rate / factor:.1g}"
-
-    def command(self, name: str, *options: str) -> str:
-        """A command that reads this run."""
-        return shlex.join(["vaelab", name, str(self.run), *options]) + self.run.plugin_options
 
     @property
     def first_skipped(self) -> str:

@@ -315,7 +315,7 @@ def importance_sampling(case: Case) -> Iterator[Finding]:
 
 
 def _estimate_again(case: Case, times: int) -> str:
-    return case.command("evaluate", "--split", case.split, "--importance-samples", str(times * IMPORTANCE_SAMPLES))
+    return case.run.command("evaluate", "--split", case.split, "--importance-samples", str(times * IMPORTANCE_SAMPLES))
 
 
 def _bounds(case: Case) -> Plot:

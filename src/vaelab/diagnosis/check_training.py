@@ -13,7 +13,7 @@ from vaelab.diagnosis.case import EXAMPLES, Case, few
 from vaelab.diagnosis.drawings import curves
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.rate_weight import in_warmup
-from vaelab.runs import out_of_patience
+from vaelab.runs import compared, out_of_patience
 from vaelab.words import rounded
 
 OVERFIT_EPOCHS = 0.8  # over-fitting is worth a word if the best epoch is among the first 80 %, and the last is worse
@@ -218,7 +218,9 @@ def over_fitting(case: Case) -> Iterator[Finding]:
     fall = case.lines[0]["validation"]["loss"] - kept
     gap, lost = kept - best["train"]["loss"], last["validation"]["loss"] - kept
     late = _has_turned(case)
-    wide = fall > 0 and gap > max(GAP * fall, _least(kept)) and not (_fall(case).goes_on or hardly_trained(case))
+    wide = (
+        fall > 0 and gap > max(GAP * fall, _least(kept)) and not (fall_of(case.lines).goes_on or hardly_trained(case))
+    )
     if not late and not wide:
         return
     evidence = {"best_epoch": best["epoch"], "epochs": epochs, "gap": gap, "rise": lost, "fall": fall}
@@ -296,7 +298,7 @@ def _against_over_fitting(case: Case) -> str:
     return case.again("training.ema_decay=0.99")
 
 
-class _Fall(NamedTuple):
+class Fall(NamedTuple):
     """How the best loss fell: in all, late (in the last `epochs`), and to what."""
 
     whole: float
@@ -315,12 +317,12 @@ class _Fall(NamedTuple):
         return self.share > LATE and self.late > OVERFIT_SHARE * abs(self.lowest)
 
 
-def _fall(case: Case, tail: int | None = None) -> _Fall:
-    """Late are the last `tail` epochs, a tenth of them where it is not given."""
-    losses = [line[case.compared]["loss"] for line in case.lines]
+def fall_of(lines: list[dict[str, Any]], tail: int | None = None) -> Fall:
+    """How the loss of a run fell. Late are the last `tail` epochs, a tenth of them where it is not given."""
+    losses = [line[compared(lines)]["loss"] for line in lines]
     tail, lowest = tail or max(1, len(losses) // 10), min(losses)
     before = min(losses[:-tail], default=math.inf)
-    return _Fall(losses[0] - lowest, max(0.0, before - lowest) if math.isfinite(before) else 0.0, tail, lowest)
+    return Fall(losses[0] - lowest, max(0.0, before - lowest) if math.isfinite(before) else 0.0, tail, lowest)
 
 
 def hardly_trained(case: Case) -> bool:
@@ -359,14 +361,14 @@ def _is_slow(case: Case) -> bool:
     return case.run.config.training.learning_rate < USUAL_RATE / 10
 
 
-def _crawl(case: Case) -> _Fall | None:
+def _crawl(case: Case) -> Fall | None:
     """How the loss fell in the second half, where that is notable and the learning rate is low.
 
     A schedule that ends near zero makes every loss level at the end: the last tenth does not tell.
     """
     if not _is_slow(case) or len(case.lines) < 4:
         return None
-    fall = _fall(case, len(case.lines) // 2)
+    fall = fall_of(case.lines, len(case.lines) // 2)
     return fall if fall.goes_on and fall.share > CRAWL else None
 
 
@@ -375,7 +377,7 @@ def under_training(case: Case) -> Iterator[Finding]:
     lines = case.lines
     if not lines or has_diverged(case):
         return
-    fall = _fall(case)
+    fall = fall_of(case.lines)
     crawl = None if fall.goes_on else _crawl(case)
     fall = crawl or fall
     if not (fall.goes_on or hardly_trained(case)):
@@ -399,7 +401,7 @@ def under_training(case: Case) -> Iterator[Finding]:
 
 def rising_kl(case: Case) -> Iterator[Finding]:
     """A rate that rises when training ends."""
-    rates = [line[case.compared].get("rate") for line in case.lines]
+    rates = [line[compared(case.lines)].get("rate") for line in case.lines]
     if len(rates) < RISE_EPOCHS or any(rate is None for rate in rates):
         return
     tail = max(1, len(rates) // 10)

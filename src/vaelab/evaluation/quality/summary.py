@@ -87,7 +87,8 @@ def sample_quality(
     sets["reconstructions"] = _reconstructions(model, drawn.real, run.spec.shape, draw, seed)
     for name, x in sets.items():
         if not x.isfinite().all():
-            raise InputError(f"{run}: its {name} hold NaN or infinite values; `vaelab doctor {run}` tells why")
+            why = run.command("doctor")
+            raise InputError(f"{run}: its {name} hold NaN or infinite values; `{why}` tells why")
     held = space.transform(drawn.held.x)
     width = median_width(held)
     mapped = {name: space.transform(sets[name]) for name in SOURCES}
