@@ -12,7 +12,10 @@ import torch
 from hypothesis import settings
 
 import vaelab
+from vaelab import report
 from vaelab.config import Config, resolve
+from vaelab.files import write_text
+from vaelab.report import publish
 from vaelab.runs import Run
 from vaelab.training import Interrupted, loop
 
@@ -35,15 +38,36 @@ def configure() -> Callable[..., Config]:
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A small VAE on binarized digits, trained for a few seconds."""
-    return vaelab.train(
-        "vae",
-        data="digits",
-        epochs=40,
-        out=tmp_path_factory.mktemp("runs") / "digits",
-        overrides={"data.binarize": "threshold", "model.latent_dim": 2, "network.hidden": [64]},
-        progress=False,
-    )
+    """A small VAE on binarized digits, trained for a few seconds; with its report, whichever module asks first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "publish", publish)
+        return vaelab.train(
+            "vae",
+            data="digits",
+            epochs=40,
+            out=tmp_path_factory.mktemp("runs") / "digits",
+            overrides={"data.binarize": "threshold", "model.latent_dim": 2, "network.hidden": [64]},
+            progress=False,
+        )
+
+
+def unpublished(run: Run, *_: Any) -> None:
+    """The file that `vaelab.report.publish` writes last, and nothing in it."""
+    write_text(run.path / "report.html", "")
+
+
+@pytest.fixture(scope="module")
+def without_reports() -> Generator[None]:
+    """Trainings draw no pictures, which takes twenty times as long as the training of a small model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "publish", unpublished)
+        yield
+
+
+@pytest.fixture
+def with_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do in this test of a module that is `without_reports`."""
+    monkeypatch.setattr(report, "publish", publish)
 
 
 @pytest.fixture

@@ -323,6 +323,7 @@ def compare(out: Path, **more: Any) -> dict[str, Any]:
     return recipes.measure(argparse.Namespace(**{**options, **more}, out=out), out)
 
 
+@pytest.mark.slow
 def test_quick_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = compare(tmp_path)
     baseline, vamp = result["rows"]

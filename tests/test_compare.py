@@ -33,6 +33,8 @@ from vaelab.evaluation.likelihood import examples_of
 from vaelab.noise import generator
 from vaelab.runs import Run, write_tensors
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 SMALL = {"data.binarize": "threshold", "network.hidden": [16], "training.batch_size": 256, "training.threads": 1}
 
 # -- means over seeds and examples ---------------------------------------------------------------------------------
@@ -92,18 +94,11 @@ def test_settings_have_letters() -> None:
 # -- runs beside each other ----------------------------------------------------------------------------------------
 
 
-def nothing(*_: Any) -> None:
-    """Instead of pictures and page, which take longer than all else."""
-
-
 def trained(
     path: Path, recipe: str = "vae", overrides: dict[str, Any] | None = None, *, seed: int = 0, epochs: int = 2
 ) -> Run:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vaelab.report.publish", nothing)
-        return vaelab.train(
-            recipe, seed=seed, epochs=epochs, out=path, overrides={**SMALL, **(overrides or {})}, progress=False
-        )
+    overrides = {**SMALL, **(overrides or {})}
+    return vaelab.train(recipe, seed=seed, epochs=epochs, out=path, overrides=overrides, progress=False)
 
 
 @pytest.fixture(scope="module")

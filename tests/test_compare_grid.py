@@ -22,9 +22,10 @@ import vaelab
 from vaelab import files
 from vaelab.comparison import compare, compare_grid, grid, measure, parse_vary
 from vaelab.errors import InputError, VaelabError
-from vaelab.files import write_text
 from vaelab.runs import Run
 from vaelab.training import Interrupted
+
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 # -- what there is to train ----------------------------------------------------------------------------------------
 
@@ -48,14 +49,9 @@ BETAS = {"objective.beta": [0.5, 1, 4]}
 Counted = list[tuple[str, bool]]
 
 
-def published(run: Run, *_: Any) -> None:
-    """The file that `publish` writes last, and nothing in it."""
-    write_text(run.path / "report.html", "")
-
-
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
-    """The folder of each training that a grid begins, and whether it was a resumption. Pictures are not drawn."""
+    """The folder of each training that a grid begins, and whether it was a resumption."""
     calls: Counted = []
     real = grid.train
 
@@ -64,7 +60,6 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
         return real(recipe, **keys)
 
     monkeypatch.setattr(grid, "train", counting)
-    monkeypatch.setattr("vaelab.report.publish", published)
     yield calls
 
 

@@ -50,6 +50,8 @@ from vaelab.noise import generator
 from vaelab.posteriors.gaussian import DiagonalGaussian, Laplace
 from vaelab.runs import Run, write_tensors
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 CLOSE = 2e-3
 _Module = TypeVar("_Module", bound=nn.Module)
 

@@ -26,6 +26,8 @@ from vaelab.noise import generator
 from vaelab.objectives import Objective
 from vaelab.quantized import Quantized
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 SHAPE = (2, 1, 1)
 SPECS = {
     "binary": DataSpec(SHAPE, "binary", 2),

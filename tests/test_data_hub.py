@@ -19,6 +19,8 @@ from vaelab.data import Dataset, DataSpec, Rows, load, prefetch, settled, source
 from vaelab.errors import InputError, VaelabError
 from vaelab.generation import encode
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 hf: Any = pytest.importorskip("datasets")
 
 RNG = np.random.default_rng(0)

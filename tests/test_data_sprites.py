@@ -17,6 +17,8 @@ from vaelab.data import DataSpec, load
 from vaelab.data.sprites import FACTORS, draw, grid
 from vaelab.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 SHA256 = "91a4adcbd1fee9e16166e95c4d55f93f50f64c27e0722b899cb547e51c6c7630"
 SIZES = (3, 5, 4, 7, 8, 8)
 

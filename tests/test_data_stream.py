@@ -26,6 +26,8 @@ from vaelab.errors import InputError, VaelabError
 from vaelab.evaluation.likelihood import evaluate_model
 from vaelab.generation import encode, reconstruct
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 RNG = np.random.default_rng(0)
 
 
@@ -581,6 +583,7 @@ def test_prefetch_of_memory_uses_no_thread(threads: Callable[[], int]) -> None:
         assert torch.equal(values[:, 0], index) and threads() == 0
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     """All of a file of 400 MB is read; the process never takes 100 MB for it. In memory it would take all."""
     values = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (100_000, 1, 64, 64))
@@ -615,6 +618,7 @@ print(total, most - before)
 # -- runs ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("with_reports")
 @pytest.mark.parametrize("binarize", ["none", "dynamic"])
 def test_a_run_on_a_stream_is_whole(binarize: str, tmp_path: Path) -> None:
     """Trained, reported, read again; its numbers are those of the same examples in memory."""

@@ -33,6 +33,8 @@ from vaelab.objectives import ELBO, IWAE
 from vaelab.posteriors import DiagonalGaussian, GaussianPosterior
 from vaelab.runs import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 BINARY = DataSpec((1, 4, 6), "binary", 2)
 
 

@@ -37,6 +37,8 @@ from vaelab.evaluation.disentanglement.summary import METRICS, one_code_a_latent
 from vaelab.latents import LatentSpec
 from vaelab.runs import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 Codes = NDArray[np.float64]
 Factors = NDArray[np.int64]
 
@@ -364,6 +366,7 @@ def test_odd_codes_have_scores(name: str) -> None:
 # -- all of them at once -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scores_are_repeated_by_seed_and_tell_how(mixed: tuple[Codes, Factors]) -> None:
     z, v = mixed[0][:150], mixed[1][:150]
     how: dict[str, Any] = {"unordered": (0,), "regressor": "forest", "replicates": 2, "names": ["shape", "size", "x"]}

@@ -53,6 +53,8 @@ from vaelab.noise import generator
 from vaelab.quantized import Quantized
 from vaelab.runs import Run, load, write_tensors
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 NOISE = 0.15  # σ² of a linear VAE
 ILLNESSES = {illness.name for illness in run_checks.ILLNESSES}
 

@@ -16,6 +16,8 @@ from vaelab.errors import InputError
 from vaelab.evaluation.downstream import Downstream, Labeled, downstream, downstream_of
 from vaelab.runs import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 Array = NDArray[np.float64]
 
 

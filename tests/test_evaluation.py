@@ -28,6 +28,8 @@ from vaelab.model import VAE
 from vaelab.parallel import Unwanted, in_order, still_wanted
 from vaelab.runs import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 
 @pytest.fixture(scope="module")
 def trained(digits_run: Run) -> tuple[VAE, Split, Tensor, Tensor]:

@@ -22,6 +22,8 @@ from vaelab.evaluation import RateSplit, evaluate, rate_distortion, rate_split, 
 from vaelab.noise import generator
 from vaelab.runs import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 N = 30
 
 

@@ -66,6 +66,7 @@ def test_own_pictures_makes_a_folder_trains_and_writes_pictures(tmp_path: Path) 
         assert sheet.mode == "L"
 
 
+@pytest.mark.slow
 def test_own_pictures_takes_color_pictures_of_any_size(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     (tmp_path / "mine").mkdir()

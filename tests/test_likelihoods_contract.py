@@ -17,6 +17,8 @@ from vaelab.likelihoods import Likelihood, LikelihoodDistribution
 from vaelab.likelihoods.base import suitable
 from vaelab.networks import Family
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("bernoulli", {}),
     ("continuous-bernoulli", {}),
@@ -254,7 +256,7 @@ def test_extreme_outputs_have_finite_log_prob_and_gradients_in_float32(case: str
 
 
 @pytest.mark.parametrize("case", ["beta-binomial", "negative-binomial", "poisson"])
-@pytest.mark.parametrize("levels", [1024, 4096, 65536])
+@pytest.mark.parametrize("levels", [1024, 4096, pytest.param(65536, marks=pytest.mark.slow)])
 def test_probabilities_of_many_levels_sum_to_one_in_float32(case: str, levels: int) -> None:
     likelihood = make(case, (1,), "levels", levels)
     support = torch.arange(40 * levels if case != "beta-binomial" else levels)[:, None] / (levels - 1)

@@ -16,6 +16,8 @@ from vaelab.evaluation.likelihood import evaluate_model
 from vaelab.noise import generator
 from vaelab.objectives import ELBO
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 DIGITS = digits_16()
 EXACT = PCA.of(DIGITS)
 LOG_LIKELIHOODS = {2: 0.0057, 5: 8.9076, 10: 17.4519, 20: 27.2773}

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import vaelab
+from vaelab import report
 from vaelab.composition import compose, compose_objective, settle
 from vaelab.config import Config, resolve
 from vaelab.data.dataset import Split
@@ -34,6 +35,8 @@ from vaelab.priors import AggregatePrior, ProductPrior, StandardNormal
 from vaelab.quantized import FiniteScalarQuantizer, Quantized, VectorQuantizer
 from vaelab.runs import Run
 from vaelab.training.job import unchanged
+
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 SPEC = DataSpec((4,), "binary", 2, classes=3)
 PICTURE = DataSpec((1, 4, 6), "binary", 2, classes=3)
@@ -74,7 +77,7 @@ TWO = {"model.name": "hierarchical", "model.latent_dims": [1, 1], "model.hidden"
 THREE = {"model.name": "hierarchical", "model.latent_dims": [2, 1, 3], "model.hidden": 5}
 
 
-@pytest.mark.parametrize("prior", ["normal", "mixture", "flow"])
+@pytest.mark.parametrize("prior", ["normal", pytest.param("mixture", marks=pytest.mark.slow), "flow"])
 @torch.no_grad()
 def test_densities_of_a_hierarchy_have_mass_one_and_draws_follow_them(prior: str) -> None:
     model = made(size=0.2, **TWO, **{"prior.name": prior}, **({"prior.hidden": [6]} if prior == "flow" else {}))
@@ -749,6 +752,7 @@ def test_rows_with_nan_leave_together_with_their_labels() -> None:
         assert labels is not None and torch.equal(batch[:, 0], 10.0 * labels)
 
 
+@pytest.mark.usefixtures("with_reports")
 @pytest.mark.parametrize("stream", [False, True])
 def test_training_gives_every_example_its_own_label(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
@@ -896,8 +900,10 @@ def test_the_fit_is_replayed_and_survives_everything(stages: dict[str, Run]) -> 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.usefixtures("with_reports")
 def test_the_report_tells_of_the_fitted_prior(stages: dict[str, Run]) -> None:
     run = stages["aggregate"]
+    report.publish(run, run.data(), [])
     numbers = json.loads((run.path / "numbers.json").read_text())
     found = vaelab.evaluate(run, numbers["importance_samples"], split="validation")
     assert numbers["rate"] == pytest.approx(found.rate, abs=1e-6)

@@ -183,6 +183,7 @@ def test_an_environment_of_several_processes_that_are_not_there(tmp_path: Path) 
     assert done.stderr.startswith("vaelab: WORLD_SIZE=2 announces several processes, but they cannot meet")
 
 
+@pytest.mark.slow
 def test_wrong_input_is_told_once(tmp_path: Path) -> None:
     done = launch("-m", "vaelab", "train", "--data", "digits", "modle.latent_dim=3", cwd=tmp_path)
     assert done.returncode != 0

@@ -40,6 +40,8 @@ from vaelab.evaluation.quality.record import METRICS
 from vaelab.noise import generator
 from vaelab.runs import Run, write_tensors
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 Array = NDArray[np.float64]
 
 

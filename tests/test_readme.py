@@ -187,7 +187,17 @@ def test_the_readme_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch, tmp
     assert len(list(Path("runs").glob("*/model.safetensors"))) == trained
 
 
-LONG_GUIDES = ("compare", "compose", "experiment", "many-gpus", "new-part", "own-network", "representation")
+LONG_GUIDES = {
+    "compare",
+    "compose",
+    "compress",
+    "evaluate",
+    "experiment",
+    "many-gpus",
+    "new-part",
+    "own-network",
+    "representation",
+}
 GUIDES = [
     pytest.param(file, marks=[pytest.mark.slow] * (file.stem in LONG_GUIDES), id=file.stem)
     for file in sorted((ROOT / "docs" / "guides").glob("*.md"))
@@ -279,6 +289,7 @@ def test_the_page_of_combinations_says_yes_where_parts_give_what_is_needed(monke
         assert (data[likelihood, "real, beyond"] == "yes") == beyond
 
 
+@pytest.mark.slow
 def test_a_package_offers_parts_as_the_guide_says(monkeypatch: pytest.MonkeyPatch) -> None:
     file = ROOT / "docs" / "guides" / "new-part.md"
     (part,) = [block.text for block in blocks("python") if block.file == file and block.text.startswith("# my_prior")]

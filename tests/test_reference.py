@@ -319,7 +319,9 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=[pytest.mark.slow] * (file.stem != "vae"), id=file.stem) for file in FILES]
+)
 def test_a_reference_runs(file: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(file), "--epochs", "3", "--out", "picture.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -25,6 +25,8 @@ from vaelab.runs import Run
 from vaelab.training import loop, state
 from vaelab.training.interrupt import StopRequest
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 SMALL = {"data.binarize": "dynamic", "network.hidden": [16], "model.latent_dim": 3, "training.threads": 1}
 EVERYTHING = {
     "training.ema_decay": 0.9,

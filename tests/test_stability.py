@@ -15,6 +15,8 @@ from vaelab.evaluation.likelihood import evaluate_model
 from vaelab.runs import Run
 from vaelab.training import job, loop, replay, state, validation
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 SMALL = {"network.hidden": [16], "model.latent_dim": 3, "training.threads": 1}
 
 

@@ -8,6 +8,8 @@ import torch
 from vaelab.training import threads
 from vaelab.training.threads import Threads
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 
 class Clock:
     """A machine on which a step takes `cost[number of threads]` seconds."""

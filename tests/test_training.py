@@ -14,6 +14,8 @@ from vaelab.errors import VaelabError
 from vaelab.runs import Run
 from vaelab.training import job, loop
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 SMALL = {"data.binarize": "dynamic", "network.hidden": [16], "model.latent_dim": 3}
 
 
@@ -22,6 +24,7 @@ def train(out: Path, **more: Any) -> Run:
     return vaelab.train("vae", data="digits", out=out, progress=False, **keys)
 
 
+@pytest.mark.usefixtures("with_reports")
 def test_a_run_folder_holds_everything(tmp_path: Path) -> None:
     run = train(tmp_path / "run")
     assert {path.name for path in run.path.iterdir()} == {
@@ -109,6 +112,7 @@ def test_bfloat16_networks_train_as_well(tmp_path: Path) -> None:
     assert found[0] == pytest.approx(found[1], abs=0.1)
 
 
+@pytest.mark.usefixtures("with_reports")
 def test_the_test_split_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replacing every test example by ones changes nothing that training writes but the picture of the data set."""
     whole = train(tmp_path / "whole", epochs=2)
