@@ -250,6 +250,13 @@ SICK_MODELS: dict[str, tuple[str, Changes, str, str]] = {
         "eps =",
     ),
     "no noise": ("classic", (("return mu + eps * std", "return mu"),), "no-noise", "eps ="),
+    "a decoder of the mean": ("classic", (("self.decode(z)", "self.decode(mu)"),), "no-noise", "h3 ="),
+    "a decoder of what the mean is made of": (
+        "classic",
+        (("self.decode(z)", "self.decode(self.fc1(x)[:, :8])"),),
+        "no-noise",
+        "self.decode(self.fc1(x)[:, :8])",
+    ),
     "noise in eval alone": ("given-parts", (("if not self.training", "if self.training"),), "no-noise", ""),
     "nothing drawn": ("sequential", (("torch.randn(m.shape[0], m.shape[1])", "0"),), "no-noise", ""),
     "log-variance as log-stddev": ("classic", ((EXP, "torch.exp(logvar)"),), "log-variance-scale", "std ="),
@@ -420,6 +427,12 @@ WRITTEN_OUT: dict[str, tuple[str, tuple[str, str], str, str]] = {
     "one draw": ("classic", (RAND[0], "torch.randn(8)"), "shared-noise", "write  eps = torch.randn_like(std)"),
     "centered": ("classic", (RAND[0], "2 * torch.rand_like(std) - 1"), "uniform-noise", "neither shift nor stretch it"),
     "precision": ("classic", (EXP, "torch.exp(-0.5 * logvar)"), "log-variance-scale", f"write  std = {EXP}"),
+    "in place": (
+        "classic",
+        (EXP, "logvar.mul_(0.5).exp_()"),
+        "log-variance-scale",
+        "write  std = logvar.mul(0.5).exp()",
+    ),
     "in the decoder": ("classic", ("fc3(z)", "fc3(z.detach())"), "no-gradient", "write  h3 = F.relu(self.fc3(z))"),
     "relu at the end": (
         "classic",
@@ -451,7 +464,7 @@ def test_an_end_with_a_relu_is_called_so_by_all_findings(examine: Examine) -> No
 
 def test_a_decoder_that_is_not_given_z_is_named_with_its_line(examine: Examine, tmp_path: Path) -> None:
     found = examine("classic", ("self.fc3(z)", "self.fc3(torch.zeros_like(z))"))
-    assert names(found) == ["no-gradient", "no-noise"]
+    assert names(found) == ["no-noise"]
     assert {text_at(tmp_path, one.evidence["line"]) for one in found.alarms} == {
         "h3 = F.relu(self.fc3(torch.zeros_like(z)))"
     }

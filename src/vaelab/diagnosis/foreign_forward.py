@@ -150,16 +150,36 @@ def _no_noise(p: Patient, draw: Call | None) -> Finding:
             f"{lost.name} makes a tensor that holds nothing of z",
             change(lost, leave, "give the decoder z itself"),
         )
+    decoder = _decoder_after(p, draw) if draw else None
     why = "noise is drawn, and never reaches the decoder" if draw else "no noise is drawn in forward"
     return Finding(
         "no-noise",
         "error",
         f"The reconstruction is the same at every call: {why}. This is an autoencoder, not a VAE.",
-        {"draws": int(draw is not None)} | _at(draw),
-        "the mean is decoded in place of a random z; or the noise is added only in model.eval(), or was drawn once and "
-        "for all",
-        f"Decode  {EXPLICIT}" + (f"  (the noise is drawn in {line_of(draw)})" if draw else ""),
+        {"draws": int(draw is not None)} | _at(decoder or draw),
+        f"the decoder is not given the z that the noise is in ({line_of(draw)})"
+        if decoder
+        else "the mean is decoded in place of a random z; or the noise is added only in model.eval(), or was drawn "
+        "once and for all",
+        change(decoder, leave, f"decode  {EXPLICIT}")
+        if decoder
+        else f"Decode  {EXPLICIT}" + (f"  (the noise is drawn in {line_of(draw)})" if draw else ""),
     )
+
+
+def _decoder_after(p: Patient, draw: Call) -> Call | None:
+    """Where the decoder begins, if it is not given a z that was made of mean and noise.
+
+    It is the first call on the way to the reconstruction that follows the draw.
+    """
+    if meeting(p.seen.calls, made_by(p.seen.calls, draw), [p.mean.tensor]) is None:
+        return None
+    path = {id(call) for call in before(p.seen.calls, [p.reconstruction.tensor])}
+    place = (draw.name, draw.file, draw.line)
+    drawn = next((at for at, one in enumerate(p.seen.calls) if (one.name, one.file, one.line) == place), None)
+    if drawn is None:
+        return None
+    return next((call for call in p.seen.calls[drawn:] if id(call) in path and line_of(call)), None)
 
 
 def _thrown_away(p: Patient, draw: Call) -> Call | None:
@@ -269,7 +289,9 @@ def log_variance(p: Patient) -> Iterator[Finding]:
         call, rewrite = p.reading.noise.draws[0].call, leave
         there = f"z must be drawn here with σ = {FORMULA[wanted]} for its standard deviation, s being the log-variance"
     ways = [change(call, rewrite, there)]
-    if taken:
+    if call and re.fullmatch("[a-z].*_", call.name) and any(one is p.spread.tensor for one in call.inputs):
+        ways = [change(call, _not_in_place, "leave out the underscores: they change what forward returns")]
+    elif taken:
         ways.append(f"in the loss,  {p.right_kl(reading)}")
     if p.range_of("spread")[0] >= 0:  # an activation that the loss's way may keep
         ways.reverse()
@@ -283,6 +305,10 @@ def log_variance(p: Patient) -> Iterator[Finding]:
         "is of",
         "\nor, ".join(ways),
     )  # fmt: skip
+
+
+def _not_in_place(text: str) -> str:
+    return re.sub(r"(\.[a-z]\w*)_\(", r"\1(", text)
 
 
 _HALVED = re.compile(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign_forward import EXPLICIT
-from vaelab.diagnosis.foreign_paths import after, before, break_of_gradient, last_step, made_by, meeting
+from vaelab.diagnosis.foreign_paths import after, before, break_of_gradient, last_step, made_by, meeting, takes
 from vaelab.diagnosis.model_file import Output, change, line_of
 from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import as_vector, gradients
@@ -112,7 +112,7 @@ def gradient(p: Patient) -> Iterator[Finding]:
     weights = list(p.subject.last.parameters())
     reached, of_mean, of_spread = (_with_gradient(one, weights) for one in p.reading.pick(found))
     lost = [name for name, own in (("mean", of_mean - of_spread or of_mean), ("log-variance", of_spread - of_mean))
-            if own and not own & reached and not (name == "log-variance" and not p.reading.noise.reaches)]  # fmt: skip
+            if own and not own & reached and not _told_by_no_noise(p, name, seen, found)]  # fmt: skip
     detached = [name for name, own in (("mean", of_mean), ("log-variance", of_spread)) if not own]
     if detached == ["log-variance"] and (cut := _cut(p, seen, found)):
         yield cut
@@ -122,6 +122,14 @@ def gradient(p: Patient) -> Iterator[Finding]:
         yield _lost(p, seen, found, lost, (len(of_mean | of_spread), len((of_mean | of_spread) & reached)))
     else:
         yield from _unreached(seen, list(p.reading.pick(found)[1:]), p.subject.last)
+
+
+def _told_by_no_noise(p: Patient, name: str, seen: Tracer, found: list[Output]) -> bool:
+    """Whether the decoder has no noise, and so no use for the log-variance; or does not take the mean either."""
+    if p.reading.noise.reaches:
+        return False
+    reconstruction, mean, _ = p.reading.pick(found)
+    return name == "log-variance" or not any(takes(call, {id(mean)}) for call in before(seen.calls, [reconstruction]))
 
 
 def _unscaled(p: Patient, found: list[Output], weights: list[nn.Parameter]) -> bool:

@@ -156,7 +156,13 @@ class Patient:
             return "", ""
         if call.name.rstrip("_") in text_of(call):
             return line_of(call), text_of(call)
-        layer = {"relu": "ReLU(", "sigmoid": "Sigmoid(", "tanh": "Tanh(", "softplus": "Softplus("}.get(call.name, "?")
+        layer = {
+            "relu": "ReLU(",
+            "sigmoid": "Sigmoid(",
+            "tanh": "Tanh(",
+            "softplus": "Softplus(",
+            "softmax": "Softmax(",
+        }.get(call.name, "?")
         first, last = self.source_line(layer, first=True), self.source_line(layer)
         return last if last[0] and first == last else (line_of(call), text_of(call))
 
