@@ -42,7 +42,7 @@ from vaelab.diagnosis import (
     rate_weight,
     run_checks,
 )
-from vaelab.diagnosis.check_training import longer
+from vaelab.diagnosis.check_curves import longer
 from vaelab.diagnosis.findings import ordered
 from vaelab.evaluation.latents import active, latents
 from vaelab.evaluation.likelihood import evaluate_model
@@ -168,8 +168,8 @@ def test_remedies_of_every_recipe_compose(recipe: str, monkeypatch: pytest.Monke
         (check_latents, "HOLES", -1.0),
         (check_latents, "DEAD", -1.0),
         (check_latents, "BOUNDS", (1, 2)),
-        (check_likelihood, "FAR_BETA", 1.0),
-        (check_likelihood, "NAMED_BETA", 1.0),
+        (rate_weight, "FAR_BETA", 1.0),
+        (rate_weight, "NAMED_BETA", 1.0),
     ):
         monkeypatch.setattr(where, name, value)
     config = resolve(recipe, recipes.load(recipe).tables, {"data.source": "digits"})

@@ -27,7 +27,7 @@ import vaelab
 from vaelab import data, film, plots, report
 from vaelab.config import DataConfig
 from vaelab.data import Dataset, DataSpec, Split
-from vaelab.diagnosis import Diagnosis, check_training, look, run_checks
+from vaelab.diagnosis import Diagnosis, check_curves, look, run_checks
 from vaelab.diagnosis import case as diagnosed
 from vaelab.runs import Run, load, write_tensors
 from vaelab.training import Interrupted, job
@@ -877,7 +877,7 @@ def test_over_fitting_is_told_from_other_things(
         | {"train": dict.fromkeys(KEYS, t), "validation": dict.fromkeys(KEYS, v)}
         for epoch, (v, t) in enumerate(pairs, start=1)
     ]
-    found = list(check_training.over_fitting(replace(look(copy, dataset_of(copy)), lines=lines)))
+    found = list(check_curves.over_fitting(replace(look(copy, dataset_of(copy)), lines=lines)))
     assert [finding.name for finding in found] == ([expected] if expected else [])
     if expected:
         assert "after epoch 2 of 5, and 3.00 nats higher" in found[0].message

@@ -7,7 +7,7 @@ import numpy as np
 from vaelab.comparison.groups import Group, means_of
 from vaelab.comparison.measure import Protocol, epochs_left
 from vaelab.comparison.settings import Setting
-from vaelab.diagnosis.check_training import fall_of
+from vaelab.diagnosis.check_curves import fall_of
 from vaelab.evaluation.likelihood import are_too_few, more_draws
 
 REASONS = (

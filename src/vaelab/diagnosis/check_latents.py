@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vaelab.diagnosis import drawings
 from vaelab.diagnosis.case import DRAWS, EXAMPLES, IMPORTANCE_SAMPLES, Case, few
-from vaelab.diagnosis.check_training import hardly_trained, longer, more_epochs
+from vaelab.diagnosis.check_curves import hardly_trained, longer, more_epochs
 from vaelab.diagnosis.findings import Finding, Illness, Plot
 from vaelab.diagnosis.rate_weight import fixed_scale, in_warmup, rate_weight
 from vaelab.evaluation.likelihood import UNTRUSTED, importance_weighted_bounds

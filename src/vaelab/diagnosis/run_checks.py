@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Iterator
 
-from vaelab.diagnosis import check_latents, check_likelihood, check_training
+from vaelab.diagnosis import check_curves, check_latents, check_likelihood, check_training
 from vaelab.diagnosis.case import Case
 from vaelab.diagnosis.findings import Finding, ordered
 
-ILLNESSES = (*check_training.ILLNESSES, *check_latents.ILLNESSES, *check_likelihood.ILLNESSES)
+ILLNESSES = (
+    *check_training.ILLNESSES,
+    *check_curves.ILLNESSES,
+    *check_latents.ILLNESSES,
+    *check_likelihood.ILLNESSES,
+)
 """What is looked for in a run."""
 
 Check = Callable[[Case], Iterator[Finding]]
@@ -14,9 +19,9 @@ Check = Callable[[Case], Iterator[Finding]]
 _ALWAYS: tuple[Check, ...] = (check_training.training_end, check_training.skipped_updates)
 _OF_NUMBERS: tuple[Check, ...] = (
     check_training.no_validation,
-    check_training.over_fitting,
-    check_training.under_training,
-    check_training.rising_kl,
+    check_curves.over_fitting,
+    check_curves.under_training,
+    check_curves.rising_kl,
     check_latents.collapse,
     check_likelihood.effective_beta,
     check_likelihood.misfit,
