@@ -3,22 +3,26 @@
     python benchmarks/evaluation.py [--importance-samples 5000] [--limit N] [--threads N] [--activation gelu]
 
 Scores test pictures of MNIST, binarized once, with a network of 784-200-200-50-200-200-784 (that of Burda et al. 2016
-with its tanh, or with --activation another). Its weights are at random: how long it takes does not depend on them. Two
-contestants, each in a process of its own:
+with its tanh, or with --activation another). Its weights are at random: how long it takes does not depend on them.
+Three contestants, each in a process of its own:
 
-    vaelab   `vaelab.evaluation`: everything that `vaelab evaluate` tells, a chunk of draws at a time
-    loop     what one writes by hand: log p(x) alone, picture by picture, all K draws at once
+    vaelab    `vaelab.evaluation`: everything that `vaelab evaluate` tells, a chunk of draws at a time
+    loop      what one writes by hand: log p(x) alone, picture by picture, all K draws at once
+    products  the matrix products of the decoder for as many draws, and nothing else: what nothing can be faster than
 
 With --limit only the first N pictures are scored, and the time for all of them is extrapolated: `seconds_for_all` is
-10,000 times the seconds a picture. Both agree on log p(x) but for their draws, which `difference` and its error say.
+10,000 times the seconds a picture. The first two agree on log p(x) but for their draws; `difference` and its error say
+by how much.
 """
 
 import argparse
+import itertools
 import json
 import math
 import resource
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +38,13 @@ from vaelab.errors import InputError
 from vaelab.evaluation.likelihood import evaluate_model
 from vaelab.model import Model
 from vaelab.networks import ACTIVATIONS
+from vaelab.parallel import in_order
 
 PICTURES = 10_000
-CONTESTANTS = ("vaelab", "loop")
-LATENT = 50
-KEYS: dict[str, Any] = {"network.hidden": [200, 200], "model.latent_dim": LATENT}
+CONTESTANTS = ("vaelab", "loop", "products")
+LATENT, HIDDEN = 50, 200
+KEYS: dict[str, Any] = {"network.hidden": [HIDDEN, HIDDEN], "model.latent_dim": LATENT}
+ROWS = 2500  # of a product: its result has 8 MB
 
 
 def network(spec: DataSpec, activation: str = "tanh") -> Model:
@@ -73,6 +79,22 @@ def plain_loop(model: Model, examples: Split, num_samples: int, seed: int) -> Te
     return torch.cat(found)
 
 
+@torch.no_grad()
+def matrix_products(number: int, num_samples: int, pixels: int) -> None:
+    """Those of the decoder for so many pictures, with a share of the pictures for each thread."""
+    sizes = [LATENT, HIDDEN, HIDDEN, pixels]
+    weights = [torch.randn(m, n) for m, n in itertools.pairwise(sizes)]
+    z = torch.randn(num_samples, LATENT)
+
+    @torch.no_grad()
+    def one(_: int) -> None:
+        for some in z.split(ROWS):
+            for weight in weights:
+                some = some @ weight
+
+    deque(in_order(one, range(number)), maxlen=0)
+
+
 def score(chosen: argparse.Namespace) -> dict[str, Any]:
     """One contestant in this process: seconds, and by how much memory grew at most."""
     torch.set_num_threads(chosen.threads)
@@ -83,6 +105,9 @@ def score(chosen: argparse.Namespace) -> dict[str, Any]:
     if chosen.contestant == "vaelab":
         evaluation = evaluate_model(model, examples, chosen.importance_samples, split="test", seed=0)
         log_px, error = evaluation.log_px, evaluation.log_px_monte_carlo
+    elif chosen.contestant == "products":
+        matrix_products(len(examples), chosen.importance_samples, spec.dims)
+        log_px, error = None, None
     else:
         values = plain_loop(model, examples, chosen.importance_samples, seed=1).double()
         log_px, error = float(values.mean()), None
@@ -104,7 +129,7 @@ def _peak_bytes() -> int:
 
 
 def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Both contestants, one after the other."""
+    """All contestants, one after the other."""
     for name in ("importance_samples", "limit", "threads"):
         if getattr(chosen, name) is not None and getattr(chosen, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(chosen, name)}: must be at least 1")
@@ -130,6 +155,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "activation": chosen.activation,
         "contestants": found,
         "ratio": found["vaelab"]["images_per_second"] / found["loop"]["images_per_second"],
+        "times_products": found["vaelab"]["seconds"] / found["products"]["seconds"],
         "processor_ratio": found["loop"]["processor_seconds"] / found["vaelab"]["processor_seconds"],
         "difference": found["vaelab"]["log_px"] - found["loop"]["log_px"],
         "difference_stderr": math.sqrt(2) * found["vaelab"]["log_px_monte_carlo"],
@@ -154,6 +180,7 @@ def table(result: dict[str, Any]) -> str:
     )
     text = [head, "", rows(("", *columns), lines), ""]
     text.append(f"vaelab / loop: {result['ratio']:.2f} by the clock, {result['processor_ratio']:.2f} by the processor")
+    text.append(f"seconds of vaelab / seconds of the products alone: {result['times_products']:.2f}")
     text.append(f"log p(x): they differ by {result['difference']:+.4f} ± {result['difference_stderr']:.4f} nats")
     if result["other_load_cores"] > 0.1:
         text.append(f"NOT QUIET: other programs used up to {result['other_load_cores']:.1f} cores")
