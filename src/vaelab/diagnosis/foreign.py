@@ -28,6 +28,7 @@ STATISTICS_EXAMPLES = 2_000
 OF_FORWARD: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     foreign_forward.outputs,
     foreign_forward.finite,
+    foreign_forward.changed_input,
     foreign_forward.noise,
     foreign_forward.log_variance,
     foreign_forward.swapped,

@@ -26,6 +26,7 @@ FORMULA = {
 ILLNESSES = (
     Illness("outputs", "which output is which", "always told, as info: found by shape, and by replacing the noise"),
     Illness("not-finite", "outputs that are no finite numbers", "error: one value is enough"),
+    Illness("changed-input", "a forward that writes into x", "error: x is not what it was before the call"),
     Illness(
         "no-noise",
         "a reconstruction that does not depend on the noise",
@@ -102,6 +103,22 @@ def finite(p: Patient) -> Iterator[Finding]:
                 "a logarithm or a square root of 0 or less, an exp of a large number, or a division by 0",
                 "Print the outputs layer by layer; bound the log-variance: log_variance.clamp(-10, 10).",
             )
+
+
+def changed_input(p: Patient) -> Iterator[Finding]:
+    """Does forward leave its examples as they were?"""
+    if p.subject.changed is None:
+        return
+    call = p.subject.changed if p.subject.changed.file else None
+    yield Finding(
+        "changed-input",
+        "error",
+        "forward writes into x: the loss then compares the reconstruction with other pixels than the data's, and a "
+        "second pass over the same tensor changes it once more.",
+        {"line": line_of(call)},
+        "an operation in place on the examples, or on a view of them",
+        change(call, not_in_place, "compute a new tensor, as  x = 2 * x - 1  does"),
+    )
 
 
 # -- noise ---------------------------------------------------------------------------------------------------------
@@ -290,7 +307,7 @@ def log_variance(p: Patient) -> Iterator[Finding]:
         there = f"z must be drawn here with σ = {FORMULA[wanted]} for its standard deviation, s being the log-variance"
     ways = [change(call, rewrite, there)]
     if call and re.fullmatch("[a-z].*_", call.name) and any(one is p.spread.tensor for one in call.inputs):
-        ways = [change(call, _not_in_place, "leave out the underscores: they change what forward returns")]
+        ways = [change(call, not_in_place, "leave out the underscores: they change what forward returns")]
     elif taken:
         ways.append(f"in the loss,  {p.right_kl(reading)}")
     if p.range_of("spread")[0] >= 0:  # an activation that the loss's way may keep
@@ -307,8 +324,10 @@ def log_variance(p: Patient) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _not_in_place(text: str) -> str:
-    return re.sub(r"(\.[a-z]\w*)_\(", r"\1(", text)
+def not_in_place(text: str) -> str:
+    """A line without the underscores of `mul_`, and with `x = x - 1` for `x -= 1`; chains of them begin with `x =`."""
+    new = re.sub(r"(\.[a-z]\w*)_\(", r"\1(", re.sub(r"^(\w+) ([-+*/])= (.+)$", r"\1 = \1 \2 (\3)", text))
+    return f"{found[0]} = {new}" if new != text and (found := re.match(r"(\w+)(?=\.\w+\()", new)) else new
 
 
 _HALVED = re.compile(

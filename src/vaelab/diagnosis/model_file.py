@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import inspect
 import linecache
+import re
 import sys
 import textwrap
 import warnings
@@ -229,6 +230,7 @@ class Subject:
         names: what forward's `return` lists.
         flat: whether it takes them as vectors.
         given: the model itself, which a lambda among its attributes may call.
+        changed: the call with which forward changed its examples in place, if it does.
     """
 
     model: nn.Module
@@ -236,6 +238,7 @@ class Subject:
     names: list[str | None]
     flat: bool
     given: nn.Module
+    changed: Call | None = None
 
     @property
     def title(self) -> str:
@@ -262,21 +265,24 @@ class Subject:
                 for parameter in model.parameters():
                     sign = 1 if signs is None else torch.randn(parameter.shape, generator=noise).sign()
                     parameter.mul_(scale * sign)
-        self.last = model
+        self.last, x = model, self.x.clone()
         with as_script(checks=not changed), tracer:
-            return self.taken_apart(model(self.x))
+            found = self.taken_apart(model(x))
+        if not x.equal(self.x):
+            self.changed = next(filter(is_in_place, tracer.calls), None) or Call("", "", 0, [], None)
+        return found
 
     def evaluate(self, tracer: Tracer, x: Tensor) -> list[Output]:
         """Outputs of a copy in evaluation mode for x [B, ...]."""
         model = _copied(self.model).eval()
         with torch.no_grad(), as_script(), tracer:
-            return self.taken_apart(model(x))
+            return self.taken_apart(model(x.clone()))
 
     def again(self, tracer: Tracer) -> bool:
         """Run the copy that ran last once more, after other random numbers; whether it bears a second call."""
         try:
             with as_script(seed=1), tracer:
-                self.last(self.x)
+                self.last(self.x.clone())
         except Exception:  # noqa: BLE001 - somebody's code may raise anything
             return False
         return True
@@ -294,6 +300,11 @@ class Subject:
         for number, one in enumerate(found):
             one.place = one.place or (f"output {number}" + (f" ({one.name})" if one.name else ""))
         return found
+
+
+def is_in_place(call: Call) -> bool:
+    """Whether a call changes its first tensor: `x.mul_(2)`, `x -= 1`, `x[0] = 0`."""
+    return call.name == "__setitem__" or bool(re.fullmatch("__i[a-z]+__|[a-z].*_", call.name))
 
 
 def fit(model: nn.Module, x: Tensor) -> Subject:

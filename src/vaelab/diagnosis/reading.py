@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vaelab.diagnosis.model_file import Output, Subject
+from vaelab.diagnosis.model_file import Output, Subject, is_in_place, line_of, text_of
 from vaelab.diagnosis.tracing import MOMENTS, Draw, Tracer
 from vaelab.errors import InputError
 
@@ -113,9 +113,12 @@ def read(subject: Subject) -> Reading:
     latent = [place for place in latents if moved(still[place].tensor, loud[place].tensor)]
     fixed = _distinct(still, [place for place in latents if place not in latent])
     if len(fixed) < 2:
+        own = {id(found[place].tensor) for place in latents}
+        call = next((one for one in seen.calls if is_in_place(one) and any(id(a) in own for a in one.inputs[:1])), None)
+        why = f"; {line_of(call)} changes one of them in place ({text_of(call)})" if call else ""
         raise InputError(
-            f"{subject.title}: forward gives no mean and log-variance that are the same at every draw of the noise; "
-            "return (reconstruction, mean, log-variance)"
+            f"{subject.title}: forward gives no mean and log-variance that are the same at every draw of the noise"
+            f"{why}; return (reconstruction, mean, log-variance)"
         )
     noise = Noise(draws, moved(still[reconstruction].tensor, loud[reconstruction].tensor))
     if not noise.reaches and not draws:
@@ -338,6 +341,6 @@ def _ranges(subject: Subject, reading: Reading) -> dict[str, tuple[float, float]
         for name, tensor in zip(("reconstruction", "mean", "spread"), reading.pick(found), strict=True):
             finite = tensor[tensor.isfinite()]
             if len(finite):
-                lows[name] = min(lows.get(name, math.inf), float(finite.min()))
-                highs[name] = max(highs.get(name, -math.inf), float(finite.max()))
+                lows[name] = min(lows.get(name, math.inf), float(finite.detach().min()))
+                highs[name] = max(highs.get(name, -math.inf), float(finite.detach().max()))
     return {name: (lows[name], highs[name]) for name in lows}

@@ -93,6 +93,11 @@ class Likelihood(nn.Module, ABC):
         self.event_ndim = len(data.shape)
         self.output_shape = (parameters, *data.shape)
 
+    @property
+    def quick_parameters(self) -> list[nn.Parameter]:
+        """Those that training moves ten times as fast as all others."""
+        return []
+
     @abstractmethod
     def forward(self, outputs: Tensor) -> LikelihoodDistribution:
         """The distribution that these decoder outputs [..., *output_shape] stand for."""

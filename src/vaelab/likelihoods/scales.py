@@ -63,6 +63,16 @@ class LocScaleLikelihood(Likelihood):
             shape = data.shape if scale_shape == "dimension" else (1,) * len(data.shape)
             self.log_scale = nn.Parameter(torch.zeros(shape))
 
+    @property
+    def quick_parameters(self) -> list[nn.Parameter]:
+        """The logarithm of a scale that is no output of the decoder.
+
+        Adam moves a number by its learning rate an update, whatever the gradient. ln σ has far to go, from the data's
+        spread to that of the errors, and until it is there the rate counts too much: 1,500 updates of the default
+        recipe left σ 1.6 times too large.
+        """
+        return [] if self.log_scale is None else [self.log_scale]
+
     def loc_scale(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Location [..., *event] and scale (which broadcasts to it)."""
         loc, *predicted = self.unbind(outputs)

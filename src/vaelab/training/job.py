@@ -38,6 +38,7 @@ from vaelab.training.trackers import check_installed
 
 START_EXAMPLES = 10_000  # of a stream, to start the decoder at the data
 EXAMPLES_AT_ONCE = 1_000
+QUICK = 10.0  # times the learning rate, for the few numbers that have far to go
 
 
 @dataclass
@@ -226,7 +227,10 @@ def make_job(config: Config, dataset: Dataset, processes: Processes) -> Job:
     epochs, steps = training.planned_epochs(examples), training.steps_per_epoch(examples)
     compile_networks(model, training.compile, device, epochs * steps)
     parameters = [*model.parameters(), *objective.parameters()]
-    groups = [{"params": list(model.parameters()), "share": 1.0}]
+    quick = model.likelihood.quick_parameters
+    groups = [{"params": [one for one in model.parameters() if all(one is not other for other in quick)], "share": 1.0}]
+    if quick:
+        groups.append({"params": quick, "share": QUICK})
     if critic := list(objective.parameters()):
         groups.append({"params": critic, "share": objective.learning_rate_share})
     optimizer = torch.optim.AdamW(
