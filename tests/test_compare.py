@@ -351,6 +351,8 @@ def test_a_copy_of_a_run_is_no_further_seed(runs: dict[str, Run], tmp_path: Path
     assert any("copy has the setting and the seed of" in note for note in found.notes)
     with pytest.raises(InputError, match="nothing to compare: .*copy has the setting and the seed of .*left out"):
         compare([runs["2-0"], tmp_path / "copy"], importance_samples=2)
+    with pytest.raises(InputError, match="2-0: its data have no other split, only train, validation, test; choose"):
+        compare([runs["2-0"], runs["6-0"]], split="other")
     with pytest.raises(InputError, match="given twice"):
         compare([runs["2-0"], runs["2-0"].path / "."])
     with pytest.raises(InputError, match="name two runs or more"):

@@ -112,6 +112,16 @@ def test_few_draws_are_judged_by_their_effective_number() -> None:
     assert "use --importance-samples 100 " in one.warning  # with 10 there would be no tail to fit, either
 
 
+def test_weights_that_are_nearly_equal_are_trusted_whatever_their_tail() -> None:
+    """Of 100 weights between 1 and 1.05, whose largest ones grow as those of a heavy tail."""
+    largest = LargestWeights(100)
+    weights = 1 + 0.05 * (1 - torch.arange(100, dtype=torch.float64) / 100.5).pow(-0.9)[:, None] / 100
+    largest.add(weights.log())
+    size = weights.sum(0).square() / weights.square().sum(0)
+    assert float(largest.pareto_k) > highest_k(100) and float(size) > 99
+    assert largest.trusted(size).tolist() == [True] and largest.trusted(size * 0.9).tolist() == [False]
+
+
 def test_few_draws_are_trusted_where_their_effective_number_is_nearer_to_all_than_to_one() -> None:
     sizes = torch.tensor([1.0, 1.49, 1.51, 2.0])
     assert LargestWeights(2).trusted(sizes).tolist() == [False, False, True, True]

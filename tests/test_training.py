@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 import vaelab
 from vaelab.data import load as load_data
 from vaelab.errors import VaelabError
+from vaelab.likelihoods import Gaussian
 from vaelab.runs import Run
 from vaelab.training import job, loop
 
@@ -85,6 +87,21 @@ def test_without_validation_data_the_last_weights_are_kept(tmp_path: Path) -> No
     tensors = load_file(run.path / "checkpoint" / record["file"])
     kept = load_file(run.path / "model.safetensors")
     assert all(torch.equal(kept[name], tensors[f"model.{name}"]) for name in kept)
+
+
+def test_a_learned_scale_reaches_the_errors(tmp_path: Path) -> None:
+    """x = W z + 0.3 ε. σ begins at the data's spread, 1.3; with the steps of all other weights it ends at 0.6."""
+    noise = np.random.default_rng(0)
+    z, w = noise.standard_normal((1000, 2)), noise.standard_normal((2, 10))
+    np.save(tmp_path / "x.npy", (z @ w + 0.3 * noise.standard_normal((1000, 10))).astype(np.float32))
+    keys = {"network.hidden": [32], "model.latent_dim": 2, "training.learning_rate": 2e-3}
+    run = vaelab.train("vae", data=tmp_path / "x.npy", epochs=60, overrides=keys, out=tmp_path / "run", progress=False)
+    model, x = vaelab.load(run), run.data()["validation"].batch()
+    with torch.no_grad():
+        likelihood = model.decode(model.encode(x).mean)
+    assert isinstance(likelihood, Gaussian)
+    error = float((x - likelihood.mean).square().mean().sqrt())
+    assert float(likelihood.scale) == pytest.approx(error, rel=0.25) and error < 0.45
 
 
 def test_gradients_are_clipped_to_a_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def compare(
     how = Protocol(split, importance_samples, limit)
     files = [None if file is None else output_path(file, ending) for file, ending in ((out, ".html"), (csv, ".csv"))]
     opened = [Run.open(run) for run in runs]
-    _check(opened, len(failed or {}))
+    _check(opened, len(failed or {}), split)
     settings, notes = settings_of(_measured(opened, how, progress))
     if notes and len(settings) == len(settings[0].runs) == 1 and not failed:
         raise InputError(f"nothing to compare: {notes[0]}")
@@ -112,13 +112,15 @@ def compare(
     return found
 
 
-def _check(runs: Sequence[Run], failed: int) -> None:
+def _check(runs: Sequence[Run], failed: int, split: str) -> None:
     if len(runs) + failed < 2:
         raise InputError("nothing to compare: name two runs or more, or a grid with --vary KEY=VALUE,VALUE")
     places = [run.path.resolve() for run in runs]
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:
             raise InputError(f"{run}: given twice; name each run once")
+        if split not in run.examples:
+            raise InputError(f"{run}: its data have no {split} split, only {', '.join(run.examples)}; choose --split")
 
 
 def _measured(runs: Sequence[Run], how: Protocol, progress: bool) -> list[Measured]:

@@ -21,6 +21,7 @@ from vaelab.words import rounded
 FEW_LATENTS, BEHIND = 0.1, 0.75  # shares of the latents, and of those that a linear VAE would use
 LITTLE = 0.5  # nats of all latents; one bit is 0.69
 SMALL_NATS, LARGE = 1.5, 0.5  # nats of the least latent; share of latents that are active
+LEFT = 1.5  # times the largest eigenvalue that independent errors have by chance
 VERY_FEW, VERY_FEW_NATS = 2, 0.5  # so many latents are a map of the data: less will do
 WARMUP = 1_000  # updates, of a remedy against collapse
 DEAD, CODED = 0.2, 10_000  # share of the codes; training examples that are encoded to count them
@@ -41,7 +42,8 @@ ILLNESSES = (
         "latent-dimension-small",
         "too few latents",
         f"warning: each carries more than {SMALL_NATS:g} nats ({VERY_FEW_NATS:g} where there are no more than "
-        f"{VERY_FEW}), and β, as for effective-beta, is between 0.5 and 2",
+        f"{VERY_FEW}), β, as for effective-beta, is between 0.5 and 2, and the errors of the reconstruction have a "
+        f"common direction: the largest eigenvalue of their correlations is {LEFT:g} times that of independent ones",
     ),
     Illness(
         "latent-dimension-large",
@@ -109,7 +111,7 @@ def collapse(case: Case) -> Iterator[Finding]:
         "Nothing to do: silent latents cost time, and no likelihood."
         if severity == "info"
         else longer(case)
-        if hardly_trained(case) and case.beta <= 1
+        if hardly_trained(case) and case.beta <= 1 and fixed_scale(case) is None
         else _against_collapse(case),
         drawings.kl(case.kl, case.active, "posterior-collapse"),
     )
@@ -150,14 +152,14 @@ def dimension(case: Case) -> Iterator[Finding]:
         return
     full = VERY_FEW_NATS if count <= VERY_FEW else SMALL_NATS
     every = kl is not None and used == count == len(kl) and float(kl.min()) > full
-    if kl is not None and every and 0.5 < rate_weight(case).times < 2:
+    if kl is not None and every and 0.5 < rate_weight(case).times < 2 and (left := left_over(case)) > LEFT:
         yield Finding(
             "latent-dimension-small",
             "warning",
             f"All {count} latents are in full use: the least of them carries {rounded(float(kl.min()))} nats."
             if count > 1
             else f"The only latent is in full use: it carries {rounded(float(kl.min()))} nats.",
-            {"latents": count, "least": float(kl.min()), "rate": float(kl.sum())},
+            {"latents": count, "least": float(kl.min()), "rate": float(kl.sum()), "left_over": left},
             f"too small a {key}: another latent would most likely pay",
             case.again(f"{key}={max(4 * count, 8)}"),
             drawings.kl(kl, case.active, "latent-dimension-small"),
@@ -171,6 +173,24 @@ def dimension(case: Case) -> Iterator[Finding]:
             f"a larger {key} than the data want; it costs time, and no likelihood",
             case.again(f"{key}={max(1, round(1.5 * used))}"),
         )
+
+
+@torch.no_grad()
+def left_over(case: Case) -> float:
+    """What a further latent could explain: the largest eigenvalue of the correlations between the errors x − x̂.
+
+    It is told as a multiple of (1 + √(D/n))², the largest one of n independent errors in D dimensions (Marchenko &
+    Pastur 1967). x̂ is decoded from the posterior mean. 0 where nothing can be told: for a single dimension, say.
+    """
+    x, y = few(case.examples, DRAWS)
+    errors = (x - case.model.decode(case.model.encode(x, y=y).mean, y=y).mean).flatten(1).double()
+    errors = errors - errors.mean(0)
+    errors = errors[:, errors.std(0) > 1e-6 * errors.std()]
+    n, dims = errors.shape
+    if dims < 2 or n < 2:
+        return 0.0
+    largest = float(torch.linalg.svdvals(errors / errors.std(0))[0] ** 2 / n)
+    return largest / (1 + (dims / n) ** 0.5) ** 2
 
 
 def dead_codes(case: Case) -> Iterator[Finding]:

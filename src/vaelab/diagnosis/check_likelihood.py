@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaelab import recipes
 from vaelab.diagnosis import drawings
-from vaelab.diagnosis.case import Case
+from vaelab.diagnosis.case import EXAMPLES, Case, few
 from vaelab.diagnosis.findings import Finding, Illness, Plot
 from vaelab.diagnosis.rate_weight import FAR_BETA, NAMED_BETA, mean_log_prob, rate_weight
 from vaelab.errors import InputError
@@ -32,7 +33,7 @@ ILLNESSES = (
         "likelihood-misfit",
         "a likelihood of other data",
         "error: density 0, values outside of the support, or a binary likelihood on values between 0 and 1; "
-        "warning: a density on data of two values",
+        "warning: a density on data of two values, or fewer than a quarter of the levels in use",
     ),
     Illness(
         "scale-at-floor",
@@ -131,6 +132,13 @@ def misfit(case: Case) -> Iterator[Finding]:
         told = f"{outside:.1%} of the examples lie outside of the likelihood's support: their density is 0."
         cause = "data that reach further than those the likelihood is made for"
         yield found("error", told, cause, case.again("likelihood.name=auto"))
+    elif (used := _levels_used(case)) is not None:
+        evidence |= {"levels": case.dataset.spec.levels, "used": used}
+        told = (
+            f"Only the lowest {used} of {case.dataset.spec.levels} levels occur, so all values of x lie between 0 and "
+            f"{high:.2g}, where the networks hardly tell them apart."
+        )
+        yield found("warning", told, "numbers of few levels taken for grey levels", case.again(f"data.levels={used}"))
     elif not case.model.likelihood.discrete and len(x.unique()) == 2:
         told = (
             f"The data have two values only, {low:g} and {high:g}, and the likelihood is a density: it can be made as "
@@ -139,6 +147,16 @@ def misfit(case: Case) -> Iterator[Finding]:
         binary = ("data.values=auto",) if case.run.config.data.values == "real" else ("data.binarize=threshold",)
         cause = "binary data taken for real numbers"
         yield found("warning", told, cause, case.again(*binary, "likelihood.name=auto"))
+
+
+def _levels_used(case: Case) -> int | None:
+    """How many levels the training examples have, from 0 on; None where that is a quarter of all or more."""
+    levels = case.dataset.spec.levels
+    if case.dataset.spec.kind != "levels" or levels is None:
+        return None
+    x, _ = few(case.training_examples(EXAMPLES), EXAMPLES)
+    used = round(float(x.max()) * (levels - 1)) + 1
+    return used if 4 * used < levels else None
 
 
 def _outside(case: Case, x: Tensor) -> float:
@@ -193,14 +211,21 @@ def _learned_scales(case: Case, held: float) -> Plot | None:
 def _off_the_floor(case: Case, held: float) -> str:
     """Back to the default floor; probabilities in place of a density; one scale for all values; or a lower floor."""
     likelihood = case.run.config.likelihood
+    named = () if _is_named(case) else (f"likelihood.name={case.run.config.name('likelihood')}",)
     default = type(likelihood).model_fields["scale_floor"].default
     if held > default:
-        return case.again(f"likelihood.scale_floor={default:g}")
+        return case.again(*named, f"likelihood.scale_floor={default:g}")
     if case.run.config.data.values == "real" and case.dataset.levels is not None:
         return case.again("data.values=auto", "likelihood.name=auto")
     if getattr(likelihood, "scale_shape", "one") != "one":
-        return case.again("likelihood.scale_shape=one")
-    return case.again(f"likelihood.scale_floor={held / 10:g}")
+        return case.again(*named, "likelihood.scale_shape=one")
+    return case.again(*named, f"likelihood.scale_floor={held / 10:g}")
+
+
+def _is_named(case: Case) -> bool:
+    """Whether the command or its recipe chooses the likelihood. Keys of an automatic one are refused."""
+    recipe = recipes.load(case.run.config.recipe).tables.get("likelihood", {})
+    return "likelihood.name=" in case.run.about["command"] or recipe.get("name", "auto") != "auto"
 
 
 # -- logits --------------------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def evaluate_each(
         importance_samples=importance_samples,
         effective_sample_size=float(torch.cat(sizes).mean()) if sizes and draws_differ else None,
         bits_per_dim=_bits_per_dim(model, numbers["log_px"]),
-        active_units=int(active(latents, model.latents).sum()) if sizes else None,
+        active_units=int(active(latents, model.latents).sum()) if sizes and len(latents) > 1 else None,
         latent_dim=model.latents.count,
         scale_at_floor=float(torch.stack(floors).sum()) / len(latents) if floors else None,
         rates={name: float(torch.cat([part.rates[name] for part in parts]).mean()) for name in parts[0].rates} or None,

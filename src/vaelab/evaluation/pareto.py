@@ -11,6 +11,10 @@ CERTAIN = 0.7
 """k̂ above which no practical number of draws suffices (Vehtari et al. 2024)."""
 
 
+EQUAL = 0.95
+"""Share of K that an effective sample size must exceed for the weights to count as equal."""
+
+
 class LargestWeights:
     """The largest of K log-weights of each example; fed chunk by chunk with [k, B], and never holding many more.
 
@@ -48,12 +52,13 @@ class LargestWeights:
     def trusted(self, effective_sample_size: Tensor) -> Tensor:
         """Whether log of the mean weight is near its limit, [B] bool: k̂ ≤ min(0.7, 1 − 1 / log₁₀ K).
 
-        A stable mean takes about 10^(1 / (1 − k)) draws (the same paper). Fewer than 25 draws have no tail to fit: they
-        are trusted if their effective sample size, [B], is nearer to K than to 1; so one draw never is.
+        A stable mean takes about 10^(1 / (1 − k)) draws (the same paper). Where the effective sample size, [B], is
+        nearly K the weights are nearly equal, and the mean is exact whatever its tail. Fewer than 25 draws have no tail
+        to fit: they are trusted if that size is nearer to K than to 1; so one draw never is.
         """
         if self.num_samples < FEWEST:
             return effective_sample_size > (self.num_samples + 1) / 2
-        return self.pareto_k <= highest_k(self.num_samples)
+        return (self.pareto_k <= highest_k(self.num_samples)) | (effective_sample_size > EQUAL * self.num_samples)
 
 
 def highest_k(num_samples: int) -> float:
