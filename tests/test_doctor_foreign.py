@@ -250,6 +250,18 @@ SICK_MODELS: dict[str, tuple[str, Changes, str, str]] = {
         "eps =",
     ),
     "no noise": ("classic", (("return mu + eps * std", "return mu"),), "no-noise", "eps ="),
+    "pixels that are changed": (
+        "classic",
+        (("mu, logvar = self.encode(", "x.mul_(0.5)\n        mu, logvar = self.encode("),),
+        "changed-input",
+        "x.mul_(0.5)",
+    ),
+    "pixels that are changed, by an operator": (
+        "classic",
+        (("mu, logvar = self.encode(", "x -= 0.1 * x\n        mu, logvar = self.encode("),),
+        "changed-input",
+        "x -= 0.1 * x",
+    ),
     "a decoder of the mean": ("classic", (("self.decode(z)", "self.decode(mu)"),), "no-noise", "h3 ="),
     "a decoder of what the mean is made of": (
         "classic",
@@ -427,6 +439,12 @@ WRITTEN_OUT: dict[str, tuple[str, tuple[str, str], str, str]] = {
     "one draw": ("classic", (RAND[0], "torch.randn(8)"), "shared-noise", "write  eps = torch.randn_like(std)"),
     "centered": ("classic", (RAND[0], "2 * torch.rand_like(std) - 1"), "uniform-noise", "neither shift nor stretch it"),
     "precision": ("classic", (EXP, "torch.exp(-0.5 * logvar)"), "log-variance-scale", f"write  std = {EXP}"),
+    "x in place": (
+        "classic",
+        ("mu, logvar = self.encode(", "x.mul_(2).sub_(1)\n        mu, logvar = self.encode("),
+        "changed-input",
+        "write  x = x.mul(2).sub(1)",
+    ),
     "in place": (
         "classic",
         (EXP, "logvar.mul_(0.5).exp_()"),
@@ -942,8 +960,18 @@ def test_the_kl_that_is_told_is_reduced_as_the_reconstruction_term_is(wrong: str
     right = "kl = 0.5 * (lv.exp() + m**2 - 1 - lv).sum(1)"
     (sick,) = examine("sequential", (right, wrong)).alarms
     told = sick.remedy[sick.remedy.index("kl = ") :].splitlines()[0].partition("  (there stands")[0]
-    assert told.endswith(", dim=1).mean()")
+    assert told.endswith(", dim=1).mean()" if "0 *" in wrong else ", dim=1)")  # what returns takes the mean
     assert names(examine("sequential", (right, told))) == []
+
+
+def test_the_kl_that_is_told_leaves_to_other_lines_what_they_do(examine: Examine) -> None:
+    """A sum over all, divided by the number of examples where it is returned."""
+    divided = ("return BCE + KLD", "return (BCE + KLD) / x.size(0)")
+    right = "KLD = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())"
+    (sick,) = examine("classic", divided, (right, right.replace("logvar.exp()", "logvar"))).alarms
+    assert sick.name == "kl-formula" and sick.message.endswith("This loss lacks 0.5 exp(s), lacks −0.5 s.")
+    told = sick.remedy[sick.remedy.index("KLD = ") :].partition("  (there stands")[0]
+    assert names(examine("classic", divided, (right, told))) == []
 
 
 def test_a_log_standard_deviation_is_not_taken_for_a_log_variance_by_its_name(examine: Examine) -> None:

@@ -98,15 +98,16 @@ def bypass(p: Patient) -> Iterator[Finding]:
     """
     if len(p.reading.noise.draws) != 1 or not p.reading.noise.reaches:
         return
-    seen, x = Tracer(constant(0.5)), p.subject.x.clone().requires_grad_()
+    seen, asked = Tracer(constant(0.5)), replace(p.subject, x=p.subject.x.clone().requires_grad_())
     try:
-        reconstruction, mean, _ = p.reading.pick(replace(p.subject, x=x).run(seen))
+        reconstruction, mean, _ = p.reading.pick(asked.run(seen))
     except Exception:  # noqa: BLE001 - somebody's code may want no gradient there
         return
     made = meeting(seen.calls, made_by(seen.calls, p.reading.noise.draws[0].call), [mean])
     z = next(tensors_in([made.output] if made else []), None)
     if z is None:
         return
+    x = asked.fed
     to_z, to_x = gradients(reconstruction, [z, x])
     if to_z is None or to_x is None:
         return

@@ -309,7 +309,7 @@ def log_variance(p: Patient) -> Iterator[Finding]:
     if call and re.fullmatch("[a-z].*_", call.name) and any(one is p.spread.tensor for one in call.inputs):
         ways = [change(call, not_in_place, "leave out the underscores: they change what forward returns")]
     elif taken:
-        ways.append(f"in the loss,  {p.right_kl(reading)}")
+        ways.append(f"in the loss,  {p.right_kl(reading, p.kl_call)}")
     if p.range_of("spread")[0] >= 0:  # an activation that the loss's way may keep
         ways.reverse()
     yield Finding(

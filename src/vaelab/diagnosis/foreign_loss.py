@@ -15,7 +15,7 @@ from vaelab.diagnosis.foreign_paths import after, takes
 from vaelab.diagnosis.foreign_ranges import double_sigmoid
 from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS, SHRUNK, STRETCHED
 from vaelab.diagnosis.loss_terms import Kl, LossTerms
-from vaelab.diagnosis.model_file import change, file_of, leave, line_of, line_with, text_of
+from vaelab.diagnosis.model_file import change, file_of, leave, line_of, line_with
 from vaelab.diagnosis.patient import EDGE, Failure, Patient
 from vaelab.diagnosis.reading import words
 from vaelab.diagnosis.tracing import Call
@@ -303,7 +303,7 @@ def _logits(p: Patient, message: str, evidence: dict[str, Any], call: Call | Non
 
 def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     """Is its KL the KL?"""
-    call = kl_call(loss)
+    call = p.kl_call
     if not loss.repeats:
         return
     if not loss.kl.known:
@@ -331,7 +331,8 @@ def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
         yield Finding(
             "kl-sign",
             "error",
-            f"The KL enters the loss with the weight {loss.kl.weight:.3g}: training makes it as large as it can.",
+            f"The KL enters the loss with the weight {loss.kl.weight / p.unit:.3g}: training makes it as large as it "
+            "can.",
             {"weight": loss.kl.weight, "line": line_of(call)},
             "a sign too many or too few",
             change(call, _other_sign, f"change the sign: {p.right_kl(loss.kl.reading, call)}"),
@@ -340,12 +341,6 @@ def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
         yield _formula(p, loss.kl, call)
     elif p.reading.noise.reading is None and "log" in (p.spread.name or "") and loss.kl.reading not in plausible(p):
         yield _misread(p, loss.kl.reading, call)
-
-
-def kl_call(loss: LossTerms) -> Call | None:
-    """Where the KL is computed: the first line that speaks of one, or else that may be one."""
-    named = (call for call in loss.tracer.calls if re.search("kl|divergence", text_of(call), re.IGNORECASE))
-    return next(named, None) or loss.tracer.first("exp", "pow", "square", "__pow__", "log", "sum")
 
 
 def _other_sign(text: str) -> str:
@@ -386,7 +381,7 @@ def _formula(p: Patient, kl: Kl, call: Call | None) -> Finding:
         )  # fmt: skip
     name, weight = kl.closest()
     right = FORMULAS[name]
-    terms = {term: one / (weight or 1) for term, one in kl.terms.items()}
+    terms = {term: one / (weight or p.unit) for term, one in kl.terms.items()}
     changes = [(terms.get(term, 0.0), right.get(term, 0.0), term) for term in {**right, **terms}]
     told = ", ".join(_change(*one) for one in changes if abs(one[0] - one[1]) > 1e-3)
     formula = " ".join(_factor(factor, term, True) for term, factor in right.items()).removeprefix("+ ")

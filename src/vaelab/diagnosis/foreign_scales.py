@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vaelab.diagnosis.findings import Finding, Illness, Severity
-from vaelab.diagnosis.foreign_loss import kl_call, term_call
+from vaelab.diagnosis.foreign_loss import term_call
 from vaelab.diagnosis.loss_formulas import STRETCHED
 from vaelab.diagnosis.loss_means import Mean, factor, means, multiplied, summed, to_sum
 from vaelab.diagnosis.loss_terms import LossTerms
@@ -140,7 +140,7 @@ def _beta(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     beta = loss.ratio
     if abs(beta - 1) < 0.01:
         return
-    cause, call = _explained(p, loss), kl_call(loss)
+    cause, call = _explained(p, loss), p.kl_call
     if not cause.averaged and math.isclose(beta, 2, rel_tol=1e-3) and not _has_a_half(loss):
         yield Finding(
             "kl-formula",

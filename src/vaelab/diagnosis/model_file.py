@@ -265,10 +265,10 @@ class Subject:
                 for parameter in model.parameters():
                     sign = 1 if signs is None else torch.randn(parameter.shape, generator=noise).sign()
                     parameter.mul_(scale * sign)
-        self.last, x = model, self.x.clone()
+        self.last, self.fed = model, self.x.clone()
         with as_script(checks=not changed), tracer:
-            found = self.taken_apart(model(x))
-        if not x.equal(self.x):
+            found = self.taken_apart(model(self.fed))
+        if not self.fed.equal(self.x):
             self.changed = next(filter(is_in_place, tracer.calls), None) or Call("", "", 0, [], None)
         return found
 

@@ -38,6 +38,20 @@ USUAL_NAMES = {
 """Of s, where the loss has no names for its arguments."""
 
 
+_AXIS = re.compile(r"(dim|axis)\s*=|sum\(\s*[(\[]?-?[12]\s*[,)\]]|,\s*[(\[]?-?1[)\]]?\s*\)")
+_SHARE = re.compile(r"mean|/\s*[\w.]*(size|shape|len|batch|\bB\b|\bN\b)", re.IGNORECASE)
+
+
+def _is_total(text: str) -> bool:
+    """Whether a line sums over latents and examples alike: what divides by the batch comes after it."""
+    return "sum(" in text and not _AXIS.search(text) and not _SHARE.search(text)
+
+
+def _is_per_example(text: str) -> bool:
+    """Whether a line sums over the latents alone: the mean over the examples comes after it."""
+    return bool("sum(" in text and _AXIS.search(text)) and not _SHARE.search(text)
+
+
 @dataclass
 class Failure:
     """An error that a loss raised: what it says, and where."""
@@ -136,7 +150,29 @@ class Patient:
             kl = re.sub(r"\bkl =", f"{assigned[1]} =", kl)
         if self.loss is None or self.loss.batch[0] > -0.5:
             return kl
-        return f"{kl[:-1]}, dim=1).mean()"  # as the reconstruction term is a mean over the examples
+        # The reconstruction term is a mean over the examples. What this line leaves to those after it, they still do.
+        divided = self.loss.batch[1] < -0.5 or not self.loss.kl.weight
+        if divided and _is_total(text_of(call)):
+            return kl
+        return f"{kl[:-1]}, dim=1){'' if divided and _is_per_example(text_of(call)) else '.mean()'}"
+
+    @property
+    def kl_call(self) -> Call | None:
+        """Where the KL is computed: the first line that speaks of one, or else that may be one."""
+        if self.loss is None:
+            return None
+        calls = self.loss.tracer.calls
+        named = (call for call in calls if re.search("kl|divergence", text_of(call), re.IGNORECASE))
+        return next(named, None) or self.loss.tracer.first("exp", "pow", "square", "__pow__", "log", "sum")
+
+    @property
+    def unit(self) -> float:
+        """What a KL must count in this loss: as much as the reconstruction term, if that is a cross-entropy."""
+        if self.loss is None:
+            return 1.0
+        if "cross-entropy" in (self.loss.distance or ""):
+            return abs(self.loss.weight)
+        return 1 / self.batch if self.loss.batch[0] < -0.5 else 1.0
 
     def where_sigma_is_made(self) -> Call | None:
         """The first call that computes with the log-variance itself; or else the first that can make a σ."""
