@@ -234,6 +234,9 @@ SICK_MODELS: dict[str, tuple[str, Changes, str, str]] = {
     ),
     "small noise": ("classic", ((RAND[0], "0.1 * torch.randn_like(std)"),), "noise-scale", "eps ="),
     "small noise, drawn so": ("by-hand", (("torch.normal(0, 1,", "torch.normal(0, 0.3,"),), "noise-scale", "z ="),
+    "noise that is cut off": ("classic", ((RAND[0], "torch.randn_like(std).clamp(-1, 1)"),), "noise-scale", "eps ="),
+    "noise without a sign": ("classic", ((RAND[0], "torch.randn_like(std).abs()"),), "noise-scale", "eps ="),
+    "a sigma that is added": ("classic", (("mu + eps * std", "mu + std + eps"),), "noise-scale", "mu + std + eps"),
     "shifted noise": ("classic", ((RAND[0], "torch.randn_like(std) + 0.5"),), "noise-scale", "eps ="),
     "one draw for all examples": ("classic", ((RAND[0], "torch.randn(8)"),), "shared-noise", "eps ="),
     "one draw for all latents": ("classic", ((RAND[0], "torch.randn(len(std), 1)"),), "shared-noise", "eps ="),
@@ -272,6 +275,12 @@ SICK_MODELS: dict[str, tuple[str, Changes, str, str]] = {
     "noise in eval alone": ("given-parts", (("if not self.training", "if self.training"),), "no-noise", ""),
     "nothing drawn": ("sequential", (("torch.randn(m.shape[0], m.shape[1])", "0"),), "no-noise", ""),
     "log-variance as log-stddev": ("classic", ((EXP, "torch.exp(logvar)"),), "log-variance-scale", "std ="),
+    "half of the exp of the log-variance": (
+        "classic",
+        ((EXP, "torch.exp(logvar) * 0.5"),),
+        "log-variance-scale",
+        "std =",
+    ),
     "log-variance as stddev": ("classic", ((EXP, "logvar"),), "log-variance-scale", "return mu + eps * std"),
     "log-variance by softplus": ("classic", ((EXP, "F.softplus(logvar)"),), "log-variance-scale", "std ="),
     "log-variance as log-stddev, in Normal": (
@@ -429,6 +438,27 @@ def test_the_moments_of_the_noise_are_those_that_were_put_in(
     evidence = found["noise-scale"].evidence
     assert evidence["mean"] == pytest.approx(shift, abs=0.01)
     assert evidence["standard_deviation"] == pytest.approx(scale, rel=0.01)
+
+
+def test_the_moments_of_noise_are_those_that_z_has(examine: Examine) -> None:
+    """Of |ε| √(2/π) and √(1 − 2/π); of ε cut off at ±1, whose variance is 0.5161."""
+    folded = examine("classic", (RAND[0], "torch.randn_like(std).abs()"))["noise-scale"].evidence
+    assert folded["mean"] == pytest.approx(math.sqrt(2 / math.pi), abs=0.02)
+    assert folded["standard_deviation"] == pytest.approx(math.sqrt(1 - 2 / math.pi), abs=0.02)
+    cut = examine("classic", (RAND[0], "torch.randn_like(std).clamp(-1, 1)"))["noise-scale"].evidence
+    assert cut["standard_deviation"] == pytest.approx(math.sqrt(0.5161), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "normal",
+    [
+        "2**0.5 * torch.erfinv(2 * torch.rand_like(std).clamp(1e-6, 1 - 1e-6) - 1)",
+        "(-2 * torch.rand_like(std).clamp(min=1e-7).log()).sqrt() * torch.cos(6.283185307 * torch.rand_like(std))",
+    ],
+)
+def test_normal_noise_that_is_made_of_uniform_draws_is_well(normal: str, examine: Examine) -> None:
+    assert names(examine("classic", (RAND[0], normal))) == []
+    assert names(examine("classic", (RAND[0], f"1.5 * {normal}"))) == ["noise-scale"]
 
 
 WRITTEN_OUT: dict[str, tuple[str, tuple[str, str], str, str]] = {

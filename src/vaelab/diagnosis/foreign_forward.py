@@ -7,7 +7,7 @@ from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign_paths import after, before, last_step, made_by, makes, meeting, takes
 from vaelab.diagnosis.model_file import change, leave, line_of, text_of
 from vaelab.diagnosis.patient import Patient
-from vaelab.diagnosis.reading import READINGS, Noise, meant, moved, words
+from vaelab.diagnosis.reading import READINGS, meant, moved, words
 from vaelab.diagnosis.tracing import Call, location_and_width
 
 MOMENT = 0.1  # mean and standard deviation of the noise are exact, up to a fit whose spread is a hundredth
@@ -143,13 +143,14 @@ def noise(p: Patient) -> Iterator[Finding]:
         yield Finding(
             "noise-scale",
             "error",
-            "The noise is added as it is drawn, and σ multiplies the mean: z = mean · σ + noise.",
+            "The noise is added as it is drawn, and σ "
+            f"{'multiplies' if '·' in noise.beside else 'is added to'} the mean: z = {noise.beside} + noise.",
             {"kind": noise.draws[0].kind} | _at(call),
             "mean and noise are exchanged where z is made",
             change(call, leave, f"make  {EXPLICIT}"),
         )
     else:
-        yield from _moments(noise, draw)
+        yield from _moments(p, draw)
         if noise.repeats:
             yield _repeated(p, draw)
         if noise.shared:
@@ -210,10 +211,11 @@ def _at(call: Call | None) -> dict[str, str]:
     return {"line": line_of(call)} if call else {}
 
 
-def _moments(noise: Noise, draw: Call) -> Iterator[Finding]:
+def _moments(p: Patient, draw: Call) -> Iterator[Finding]:
+    noise = p.reading.noise
     kind = noise.draws[0].kind
     evidence = {"kind": kind, "mean": noise.mean, "standard_deviation": noise.stddev} | _at(draw)
-    if kind == "uniform":
+    if kind == "uniform" and not noise.turned:
         mean, stddev = (0.5, 12**-0.5) if noise.mean is None or noise.stddev is None else (noise.mean, noise.stddev)
         yield Finding(
             "uniform-noise",
@@ -229,7 +231,7 @@ def _moments(noise: Noise, draw: Call) -> Iterator[Finding]:
             ),
         )
         return
-    mean, stddev = noise.mean or 0.0, 1.0 if noise.stddev is None else noise.stddev
+    mean, stddev = noise.mean or 0.0, 1.0 if noise.stddev is None or _misread(p) else noise.stddev
     if max(abs(mean), abs(stddev - 1)) > MOMENT:
         yield Finding(
             "noise-scale",
@@ -237,11 +239,12 @@ def _moments(noise: Noise, draw: Call) -> Iterator[Finding]:
             f"The noise in z = mean + σ · noise has mean {mean:.2f} and standard deviation {stddev:.2f}. It must have "
             "0 and 1.",
             evidence,
-            "a factor or a shift on the noise: the KL then speaks of another distribution than z is drawn from",
+            "a factor, a shift or a function of the noise, or a factor on σ: z is drawn from another distribution than "
+            "the KL speaks of",
             change(
                 draw,
                 leave,
-                "use the noise as it is drawn, z = mean + std * eps"
+                "use the noise as it is drawn, and no factor on σ: z = mean + std * eps"
                 if location_and_width(draw.name, draw.args, draw.kwargs) == (0, 1)
                 else "draw it with mean 0 and standard deviation 1",
             ),
@@ -290,13 +293,21 @@ def _to_normal(text: str) -> str:
 # -- mean and log-variance -----------------------------------------------------------------------------------------
 
 
-def log_variance(p: Patient) -> Iterator[Finding]:
-    """Is σ made as the loss, or the name, says?"""
+def _misread(p: Patient) -> tuple[str, str] | None:
+    """As what s is used where z is drawn, and as what it should be; None where the two agree, or are not known."""
     reading = p.reading.noise.reading
     taken = p.loss.kl.reading if p.loss else None
     if reading is None or reading == taken or (taken is None and reading in plausible(p)):
+        return None
+    return reading, taken or "log-variance"
+
+
+def log_variance(p: Patient) -> Iterator[Finding]:
+    """Is σ made as the loss, or the name, says?"""
+    misread = _misread(p)
+    if misread is None:
         return
-    wanted = taken or "log-variance"
+    (reading, wanted), taken = misread, p.loss.kl.reading if p.loss else None
     call = p.where_sigma_is_made()
     by = "the KL in the loss takes it for" if taken else "the loss is given it as"
     exact = {"log-standard-deviation": _halved, "log-precision": _turned}
@@ -305,6 +316,8 @@ def log_variance(p: Patient) -> Iterator[Finding]:
     if wanted == "log-variance" and _HALVED.search(text_of(call)):  # right so far, and changed again after that
         call, rewrite = p.reading.noise.draws[0].call, leave
         there = f"z must be drawn here with σ = {FORMULA[wanted]} for its standard deviation, s being the log-variance"
+    if p.reading.noise.stddev is not None and abs(p.reading.noise.stddev - 1) > MOMENT:
+        there, rewrite = f"{there}, without a factor", leave
     ways = [change(call, rewrite, there)]
     if call and re.fullmatch("[a-z].*_", call.name) and any(one is p.spread.tensor for one in call.inputs):
         ways = [change(call, not_in_place, "leave out the underscores: they change what forward returns")]

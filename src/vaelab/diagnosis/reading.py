@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vaelab.diagnosis.foreign_paths import after, before, meeting, takes
 from vaelab.diagnosis.model_file import Output, Subject, is_in_place, line_of, text_of
 from vaelab.diagnosis.tracing import MOMENTS, Draw, Tracer
 from vaelab.errors import InputError
@@ -33,6 +34,8 @@ SPREAD = 0.3  # standard deviation that s must have before functions of it can b
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 RANGE_SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 RANGE_SIGNS = range(12)
+SAMPLES, LINE = 24, 0.05  # passes; by how much moments of a line through the draws are off those of the draws by chance
+_TURNS = {"erfinv", "log", "log1p", "cos", "sin", "special_ndtri", "ndtri", "icdf"}
 SHOWN = 1e-5  # relative change of an output that is no rounding
 
 
@@ -52,7 +55,8 @@ class Noise:
         mean, stddev: of ε, from the kind of draw and what is done to it; None where f could not be told.
         shared: whether examples share a draw.
         repeats: whether a second call draws the same.
-        beside: whether σ multiplies the mean, and not ε.
+        beside: where σ is used if not on ε: "mean · σ", or "mean + σ"; else empty.
+        turned: whether uniform draws are turned into something else before they meet the mean, as by Box and Muller.
     """
 
     draws: list[Draw]
@@ -62,7 +66,8 @@ class Noise:
     stddev: float | None = None
     shared: bool = False
     repeats: bool = False
-    beside: bool = False
+    beside: str = ""
+    turned: bool = False
 
 
 @dataclass
@@ -130,6 +135,7 @@ def read(subject: Subject) -> Reading:
     mean, spread, how = _mean_and_spread(still, loud, reconstruction, fixed, draws)
     reading = Reading(reconstruction, mean, spread, latent, how, noise, found)
     _measure_noise(subject, reading, of_latents)
+    _sample_noise(subject, reading, of_latents)
     reading.ranges = _ranges(subject, reading)
     return reading
 
@@ -267,7 +273,7 @@ def _measure_noise(subject: Subject, reading: Reading, of_latents: Callable[[Ten
         return
     slope = (at_two[0] - at_zero[0]) / 2  # f′(s) times what a unit of the draw does to ε
     usable &= at_zero[3] & at_two[3]
-    noise.beside = _is_beside(*(one[usable] for one in (at_zero[0], slope, mean)))
+    noise.beside = _beside(*(one[usable] for one in (at_zero[0], slope, mean, s)))
     if noise.beside:
         return
     usable &= slope.abs() > 1e-12
@@ -287,14 +293,53 @@ def _measure_noise(subject: Subject, reading: Reading, of_latents: Callable[[Ten
     noise.mean, noise.stddev = shift + per_draw * kind_mean, per_draw * kind_stddev
 
 
-def _is_beside(at_zero: Tensor, slope: Tensor, mean: Tensor) -> bool:
-    """Whether z = mean · exp(c s) + ε: then the ratio of the gradients is c · mean at every ε."""
+def _sample_noise(subject: Subject, reading: Reading, of_latents: Callable[[Tensor], bool]) -> None:
+    """Mean and standard deviation of (z − mean) / σ over many draws, where these are not a line through the draws.
+
+    What is done to a draw may be no line: a clamp, a square, an absolute value.
+    """
+    noise = reading.noise
+    kinds = {draw.kind for draw in noise.draws}
+    if not noise.reaches or noise.beside or len(kinds) != 1 or any(draw.stddev is not None for draw in noise.draws):
+        return
+    draw = torch.rand if kinds == {"uniform"} else torch.randn
+    source = torch.Generator().manual_seed(3)
+    found: list[Tensor] = []
+    for _ in range(SAMPLES):
+        seen = Tracer(lambda one: draw(one.shape, generator=source), of_latents)
+        try:
+            _, mean, s = reading.pick(subject.run(seen))
+        except Exception:  # noqa: BLE001 - somebody's code may raise anything
+            return
+        drawn = [one.call.output for one in seen.draws if of_latents(one.values)]
+        call = meeting(seen.calls, drawn, [mean])
+        z = call.output if call else None
+        if not isinstance(z, Tensor) or z.shape != mean.shape:
+            return
+        noise.turned = kinds == {"uniform"} and any(
+            one.name in _TURNS for one in before(seen.calls, [z]) if takes(one, after(seen.calls, drawn))
+        )
+        found.append(((z - mean) / READINGS[noise.reading or "log-variance"][1](s)).detach())
+    standard = torch.stack(found)
+    if not standard.isfinite().all() or (noise.reading is None and not noise.turned):
+        return
+    mean, stddev = float(standard.mean()), float(standard.std())
+    if noise.mean is None or noise.stddev is None or max(abs(mean - noise.mean), abs(stddev - noise.stddev)) > LINE:
+        noise.mean, noise.stddev = mean, stddev
+
+
+def _beside(at_zero: Tensor, slope: Tensor, mean: Tensor, s: Tensor) -> str:
+    """Whether z = mean · exp(c s) + ε, where the ratio of the gradients is c · mean at every ε; or mean + f(s) + ε."""
+    if len(slope) <= 20 or not float(slope.abs().max()) < 1e-3 * float(at_zero.abs().mean()):
+        return ""
     away = mean.abs() > 0.1 * mean.abs().mean()
     factor = (at_zero / mean)[away]
-    if len(factor) <= 20 or not factor.isfinite().all():
-        return False
-    constant_factor = float(factor.std()) < FIT * float(factor.mean().abs())
-    return constant_factor and float(slope.abs().max()) < 1e-3 * float(at_zero.abs().mean())
+    if len(factor) > 20 and float(factor.std()) < FIT * float(factor.mean().abs()):
+        return "mean · σ"
+    shifts = [(at_zero / derivative(s)) for _, _, derivative in READINGS.values()]
+    if any(len(one) > 20 and float(one.std()) < FIT * float(one.mean().abs()) for one in shifts):
+        return "mean + σ"
+    return ""
 
 
 def _ratio(
