@@ -1004,6 +1004,45 @@ def test_the_kl_that_is_told_leaves_to_other_lines_what_they_do(examine: Examine
     assert names(examine("classic", divided, (right, told))) == []
 
 
+NO_TERM = {
+    "the reconstruction and itself": (("recon_x, x.view(-1, 64)", "recon_x, recon_x.detach().round()"), "x may be"),
+    "x and itself": ((BCE, "F.mse_loss(x, x)"), "the reconstruction and x may be"),
+    "a root": ((BCE, "F.mse_loss(recon_x, x.view(-1, 64)).sqrt()"), "the root of a sum of squares"),
+    "a root of a sum": ((BCE, "torch.norm(recon_x - x.view(-1, 64))"), "the root of a sum of squares"),
+}
+
+
+@pytest.mark.parametrize("what", NO_TERM)
+def test_a_term_that_does_not_hold_the_reconstruction_to_the_data(what: str, examine: Examine) -> None:
+    change, words = NO_TERM[what]
+    (sick,) = examine("classic", change).alarms
+    assert (sick.name, sick.severity) == ("reconstruction-term", "error") and words in sick.message
+
+
+def test_a_mean_over_the_examples_before_the_comparison(examine: Examine) -> None:
+    (sick,) = examine("classic", ("recon_x, x.view(-1, 64)", "recon_x.mean(0), x.view(-1, 64).mean(0)")).alarms
+    assert sick.name == "broadcast" and "another order" in sick.message and "view_as" not in sick.remedy
+
+
+def test_a_prior_of_another_scale_is_told_with_its_variance(examine: Examine) -> None:
+    wrong = "1 + logvar - mu.pow(2) / 4 - logvar.exp() / 4"
+    (sick,) = examine("classic", ("1 + logvar - mu.pow(2) - logvar.exp()", wrong)).alarms
+    assert (sick.name, sick.severity) == ("kl-formula", "warning")
+    assert sick.evidence["prior_variance"] == pytest.approx(4) and "N(0, 4), not from N(0, 1)" in sick.message
+
+
+def test_arguments_of_a_kl_that_are_exchanged_in_its_call(examine: Examine) -> None:
+    own = "KLD = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())"
+    called = "KLD = (lambda mu, logvar: -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp()))(logvar, mu)"
+    (sick,) = examine("classic", (own, called)).alarms
+    assert sick.name == "swapped-outputs" and sick.remedy == "Exchange mean and log-variance where the KL is called."
+
+
+def test_a_log_variance_that_is_shared_by_the_batch(examine: Examine) -> None:
+    (sick,) = examine("classic", ("self.fc22(h1)", "self.fc22(h1).mean(0, keepdim=True).expand(len(x), -1)")).alarms
+    assert sick.name == "mixed-examples" and sick.evidence["outputs"] == ["reconstructions", "log-variances"]
+
+
 def test_a_log_standard_deviation_is_not_taken_for_a_log_variance_by_its_name(examine: Examine) -> None:
     found = examine(
         "classic",

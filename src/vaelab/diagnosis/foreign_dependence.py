@@ -20,7 +20,7 @@ ILLNESSES = (
     Illness(
         "mixed-examples",
         "examples that depend on each other",
-        "error: in eval mode the mean of one changes with the pixels of another",
+        "error: in eval mode the outputs of one change with the pixels of another",
     ),
     Illness("dropout-in-eval", "dropout that is never turned off", "warning: a dropout call is active in eval mode"),
     Illness(
@@ -38,15 +38,18 @@ def examples(p: Patient) -> Iterator[Finding]:
     seen, changed = Tracer(constant(0.5)), Tracer(constant(0.5))
     try:
         before, after_change = (
-            p.reading.pick(p.subject.evaluate(tracer, x))[1] for tracer, x in ((seen, p.subject.x), (changed, others))
+            p.reading.pick(p.subject.evaluate(tracer, x)) for tracer, x in ((seen, p.subject.x), (changed, others))
         )
     except Exception:  # noqa: BLE001 - somebody's code may raise anything
         return
     dropout = next((call for call in seen.calls if "dropout" in call.name and call.kwargs.get("training")), None)
     if dropout:
         yield _dropout(dropout)
-    elif moved(before[1:], after_change[1:]) and not _of_batch(p):
-        yield _mixed(seen.calls, changed.calls, len(others))
+    elif p.is_finite and not _of_batch(p):
+        names = ("reconstructions", "means", "log-variances")
+        mixed = [name for name, a, b in zip(names, before, after_change, strict=True) if moved(a[1:], b[1:])]
+        if mixed:
+            yield _mixed(mixed, seen.calls, changed.calls, len(others))
 
 
 def _of_batch(p: Patient) -> bool:
@@ -70,15 +73,17 @@ def _dropout(call: Call) -> Finding:
     )
 
 
-def _mixed(calls: list[Call], changed: list[Call], batch: int) -> Finding:
+def _mixed(mixed: list[str], calls: list[Call], changed: list[Call], batch: int) -> Finding:
     """The first call that gives other rows than that of the changed example another value is to blame."""
     call = next((one for one, other in zip(calls, changed, strict=False) if _mixes(one, other, batch)), None)
     return Finding(
         "mixed-examples",
         "error",
-        "With other pixels in the first example, the means of other examples change too, in model.eval().",
-        {"line": line_of(call)},
-        "an axis is taken for another: a recurrent layer without batch_first=True, or reshape where permute belongs",
+        f"With other pixels in the first example, the {', '.join(mixed)} of other examples change too, in "
+        "model.eval().",
+        {"outputs": mixed, "line": line_of(call)},
+        "an axis is taken for another: attention or a recurrent layer without batch_first=True, reshape where permute "
+        "belongs, or a mean over the examples",
         change(call, leave, "keep the examples on their own axis, the first"),
     )
 

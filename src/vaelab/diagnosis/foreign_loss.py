@@ -17,7 +17,7 @@ from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS, SHRUNK, STRETCHE
 from vaelab.diagnosis.loss_terms import Kl, LossTerms
 from vaelab.diagnosis.model_file import change, file_of, leave, line_of, line_with
 from vaelab.diagnosis.patient import EDGE, Failure, Patient
-from vaelab.diagnosis.reading import words
+from vaelab.diagnosis.reading import meaning, words
 from vaelab.diagnosis.tracing import Call
 
 WITH_LOGITS = "use F.binary_cross_entropy_with_logits, or end the decoder with a sigmoid"
@@ -111,14 +111,18 @@ def value(p: Patient, loss: LossTerms) -> Iterator[Finding]:
         yield _vector(loss)
     if loss.broadcasts:
         shapes = list(p.reconstruction.tensor.shape), list(p.subject.x.shape)
-        yield Finding(
-            "broadcast",
-            "error",
-            f"The reconstruction is {shapes[0]}, x is {shapes[1]}. Torch stretches both to one shape without an error, "
-            "and the loss compares each example with all others.",
-            {"reconstruction": shapes[0], "x": shapes[1], "line": line_of(call)},
-            "an axis of length 1, the channels, is in one of them and not in the other",
-            change(call, leave, "write  x.view_as(reconstruction)  in place of x"),
+        yield (
+            _all_alike(call)
+            if loss.broadcasts == "order"
+            else Finding(
+                "broadcast",
+                "error",
+                f"The reconstruction is {shapes[0]}, x is {shapes[1]}. Torch stretches both to one shape without an "
+                "error, and the loss compares each example with all others.",
+                {"reconstruction": shapes[0], "x": shapes[1], "line": line_of(call)},
+                "an axis of length 1, the channels, is in one of them and not in the other",
+                change(call, leave, "write  x.view_as(reconstruction)  in place of x"),
+            )
         )
     if loss.undefined and p.reaches_an_edge:
         call = loss.tracer.first("log", "logit") or call
@@ -131,6 +135,19 @@ def value(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             "0 times the logarithm of 0",
             change(call, leave, "use F.binary_cross_entropy_with_logits on outputs without a sigmoid"),
         )
+
+
+def _all_alike(call: Call | None) -> Finding:
+    """Shapes that agree, and a loss that does not change with the order of the examples."""
+    return Finding(
+        "broadcast",
+        "error",
+        "The loss is the same when the examples are put in another order, and the reconstructions are not: no "
+        "reconstruction is held to its own example.",
+        {"line": line_of(call)},
+        "a mean over the examples before the comparison, or a shape inside of the loss that torch stretches silently",
+        change(call, leave, "compare each reconstruction with its own x, and sum after that"),
+    )
 
 
 def _returned(loss: LossTerms) -> tuple[str, str]:
@@ -204,6 +221,10 @@ def reconstruction(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     if loss.distance is None:
         if loss.broadcasts:  # that is why
             return
+        if found := _no_term(loss):
+            evidence = {"term": "", "ignores": loss.ignores, "line": line_of(call)}
+            yield Finding("reconstruction-term", "error", found[0], evidence, found[1], change(call, leave, found[2]))
+            return
         yield Finding(
             "unrecognized-loss",
             "info",
@@ -250,6 +271,25 @@ def reconstruction(p: Patient, loss: LossTerms) -> Iterator[Finding]:
         message, cause, remedy = found
         evidence = {"term": loss.distance, "weight": loss.weight, "line": line_of(call)}
         yield Finding("reconstruction-term", "error", message, evidence, cause, change(call, leave, remedy))
+
+
+def _no_term(loss: LossTerms) -> tuple[str, str, str] | None:
+    """What is wrong with a term that is no known one: message, cause and remedy."""
+    if loss.ignores:
+        names = " and ".join(loss.ignores).replace("reconstruction", "the reconstruction")
+        return (
+            f"The loss is the same whatever {names} may be: nothing holds the reconstruction to the data.",
+            "one of the two is compared with itself, or left out",
+            "compare the reconstruction with x",
+        )
+    if loss.is_root:
+        return (
+            "The reconstruction term is the root of a sum of squares over all pixels and examples. That is no "
+            "−log p(x|z), and it outweighs the KL the less, the more pixels and examples there are.",
+            "a root mean squared error: a measure to report, not a loss to train with",
+            "leave out the root: the squared errors, summed over the pixels and divided by 2σ²",
+        )
+    return None
 
 
 def sigmoids(p: Patient, loss: LossTerms) -> Iterator[Finding]:
@@ -361,13 +401,18 @@ def _misread(p: Patient, reading: str, call: Call | None) -> Finding:
 
 def _formula(p: Patient, kl: Kl, call: Call | None) -> Finding:
     if kl.wrong == EXCHANGED:
+        in_order = [meaning(name) for name in p.arguments[2:]] == ["mean", "spread"]
         return Finding(
             "swapped-outputs",
             "error",
             "The KL takes the mean for the log-variance, and the log-variance for the mean.",
             {"line": line_of(call)},
-            "the loss's last two arguments are in the other order",
-            change(call, leave, "begin the loss with  def loss(reconstruction, x, mean, log_variance)"),
+            "the two are in the other order where the KL is called"
+            if in_order
+            else "the loss's last two arguments are in the other order",
+            "Exchange mean and log-variance where the KL is called."
+            if in_order
+            else change(call, leave, "begin the loss with  def loss(reconstruction, x, mean, log_variance)"),
         )
     if kl.wrong:
         return Finding(
@@ -379,6 +424,8 @@ def _formula(p: Patient, kl: Kl, call: Call | None) -> Finding:
             change(call, lambda text: re.sub(r"kl_divergence\((\w+), (\w+)\)", r"kl_divergence(\2, \1)", text),
                    f"write  {p.right_kl(call=call)}"),
         )  # fmt: skip
+    if (variance := kl.prior_variance) is not None:
+        return _other_prior(p, variance, call)
     name, weight = kl.closest()
     right = FORMULAS[name]
     terms = {term: one / (weight or p.unit) for term, one in kl.terms.items()}
@@ -393,6 +440,19 @@ def _formula(p: Patient, kl: Kl, call: Call | None) -> Finding:
         {"terms": terms, "expected": dict(right), "line": line_of(call)},
         "a term is missing, or has another factor or sign",
         change(call, leave, f"write  {p.right_kl(name, call)}"),
+    )
+
+
+def _other_prior(p: Patient, variance: float, call: Call | None) -> Finding:
+    return Finding(
+        "kl-formula",
+        "warning",
+        f"The KL is that from N(0, {variance:.3g}), not from N(0, 1): the prior's standard deviation is "
+        f"{math.sqrt(variance):.3g}, and samples are right only if z is drawn with that.",
+        {"prior_variance": variance, "line": line_of(call)},
+        "a prior of another scale, or a factor on some terms of the KL alone",
+        change(call, leave, f"write  {p.right_kl(call=call)}")
+        + f"\nor sample with  {math.sqrt(variance):.3g} * torch.randn",
     )
 
 

@@ -47,6 +47,15 @@ class Kl:
     terms: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
+    def prior_variance(self) -> float | None:
+        """The v where this is the KL from N(0, v), v not 1: KL = ½ (m² / v + exp(s) / v − s) but for a constant."""
+        if self.terms.keys() != {"m²", "exp(s)", "s"} or self.terms["s"] >= 0:
+            return None
+        of_mean, of_spread = (-self.terms["s"] / self.terms[name] for name in ("m²", "exp(s)"))
+        alike = math.isclose(of_mean, of_spread, rel_tol=1e-3) and of_mean > 0
+        return of_mean if alike and abs(of_mean - 1) > 1e-3 else None
+
+    @property
     def is_none(self) -> bool:
         """Whether the loss does not change with m and s."""
         return self.known and not (self.reading or self.wrong or self.terms)
@@ -74,11 +83,14 @@ class LossTerms:
         batch: exponents of the number of examples in both weights: (−1, 0) if ℓ is averaged over the batch and the KL
             summed.
         tracer: the calls of torch in a call with real examples.
-        broadcasts: whether the shapes of reconstruction and example are mixed up without an error.
+        broadcasts: whether reconstructions meet other examples than their own: "shapes" where those are mixed up
+            without an error, "order" where the loss does not change with the order of the examples; else empty.
         ungraded: which of `reconstruction`, `mean`, `log-variance` it depends on without a gradient.
         undefined: whether it is no finite number where a reconstruction is exactly 0 or 1.
         shape: of what it returns, [] if that is one number.
         repeats: whether it gives the same number for the same arguments.
+        ignores: which of `reconstruction` and `x` make no difference to it.
+        is_root: whether its reconstruction term is the root of a sum of squares over all pixels and examples.
         function: the loss itself.
         arguments: reconstruction, x, mean and s, as the tracer saw them.
         scale_weight: what ln σ counts in one pixel of one example, where the loss learns the scale σ of its errors.
@@ -89,12 +101,14 @@ class LossTerms:
     kl: Kl
     batch: tuple[float, float]
     tracer: Tracer
-    broadcasts: bool
+    broadcasts: str
     ungraded: list[str]
     undefined: bool
     scale_weight: float | None
     shape: list[int]
     repeats: bool
+    ignores: list[str]
+    is_root: bool
     function: Loss
     arguments: tuple[Tensor, ...]
 
@@ -173,6 +187,9 @@ def take_apart(loss: Loss, reconstruction: Tensor, x: Tensor, mean: Tensor, spre
     shape = list(total(value).shape)
     probe = _Probe(called, *values)
     distance, weight = probe.distance()
+    is_root = False
+    if distance and not probe.adds_up(distance, weight):
+        distance, weight, is_root = None, 0.0, probe.is_root()
     kl = probe.kl()
     return LossTerms(
         distance,
@@ -186,6 +203,8 @@ def take_apart(loss: Loss, reconstruction: Tensor, x: Tensor, mean: Tensor, spre
         scale_weight=probe.scale_weight([*loss.parameters()] if isinstance(loss, nn.Module) else [], distance or ""),
         shape=shape,
         repeats=float(called(*values).detach()) == float(called(*values).detach()),
+        ignores=probe.ignores(),
+        is_root=is_root,
         function=loss,
         arguments=arguments,
     )
@@ -245,6 +264,49 @@ class _Probe:
                 return name, float(coefficients[0])
         return None, 0.0
 
+    def _random(self, seed: int) -> tuple[float, Tensor, Tensor]:
+        """The loss at random pixels of all examples; the reconstructions and the pixels, [B, n] float64."""
+        noise = torch.Generator().manual_seed(seed)
+        flat = (len(self.x), self.x[0].numel())
+        r = 0.1 + 0.8 * torch.rand(flat, generator=noise, dtype=torch.float64)
+        x = torch.tensor(self.targets, dtype=torch.float64)[torch.randint(len(self.targets), flat, generator=noise)]
+        value = self.loss(r.to(self.x).view(self.reconstruction.shape), x.to(self.x).view(self.x.shape),
+                          torch.zeros_like(self.mean), torch.full_like(self.spread, 0.5))  # fmt: skip
+        return float(value.detach()), r, x
+
+    def adds_up(self, distance: str, weight: float) -> bool:
+        """Whether the term is a sum over pixels and examples; True where it cannot be asked."""
+        try:
+            first, second = ((value, DISTANCES[distance](r, x).sum()) for value, r, x in map(self._random, (5, 6)))
+        except Exception:  # noqa: BLE001
+            return True
+        expected = weight * float(first[1] - second[1])
+        change, rounding = first[0] - second[0], 1e-5 * max(abs(first[0]), abs(second[0]))
+        return abs(change - expected) < 1e-2 * max(abs(expected), abs(change)) + rounding
+
+    def is_root(self) -> bool:
+        """Whether the term is the root of a sum of squares over everything."""
+        zero = float(
+            self.loss(self.x.view(self.reconstruction.shape), self.x, torch.zeros_like(self.mean),
+                      torch.full_like(self.spread, 0.5)).detach()
+        )  # fmt: skip
+        shares = [(value - zero) / float((r - x).square().sum().sqrt()) for value, r, x in map(self._random, (5, 6))]
+        return math.isclose(*shares, rel_tol=1e-3)
+
+    def ignores(self) -> list[str]:
+        """Which of reconstruction and x makes no difference."""
+        reconstruction, x = self.real
+        others = {"reconstruction": (0.1 + 0.7 * reconstruction, x), "x": (reconstruction, x.max() + x.min() - x)}
+        try:
+            given = float(self.loss(*self.real, self.mean, self.spread).detach())
+            return [
+                name
+                for name, (r, target) in others.items()
+                if float(self.loss(r, target, self.mean, self.spread).detach()) == given
+            ]
+        except Exception:  # noqa: BLE001
+            return []
+
     def kl(self) -> Kl:
         """What it makes of mean and log-variance."""
         first: tuple[Tensor, Tensor, Tensor] | None = None
@@ -269,7 +331,7 @@ class _Probe:
         found = dict(zip(BASIS, coefficients[:-1].tolist(), strict=True))
         largest = max(map(abs, found.values()))
         kl = Kl(terms={name: one for name, one in found.items() if abs(one) > 1e-3 * largest})
-        kl.weight = kl.closest()[1]
+        kl.weight = -2 * kl.terms["s"] if kl.prior_variance else kl.closest()[1]
         return kl
 
     def _answers(self, positive: bool) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -290,26 +352,28 @@ class _Probe:
                 return None
         return m, s, torch.tensor(found, dtype=torch.float64)
 
-    def broadcasts(self) -> bool:
-        """Whether each reconstruction meets other examples than its own.
+    def broadcasts(self) -> str:
+        """Whether each reconstruction meets other examples than its own, and why: "shapes", "order" or nothing.
 
         Either the order of the examples makes no difference, or shapes that differ make one.
         """
-        if self._compares_all():
-            return True
         reconstruction, x = self.real
-        if reconstruction.shape == x.shape or reconstruction.numel() != x.numel():
-            return False
+        as_x = reconstruction.reshape(x.shape) if reconstruction.numel() == x.numel() else reconstruction
+        if self._compares_all(x):
+            as_reconstruction = x.reshape(reconstruction.shape) if reconstruction.numel() == x.numel() else x
+            return "order" if self._compares_all(as_reconstruction) else "shapes"
+        if as_x.shape == reconstruction.shape:
+            return ""
         try:
-            alike = self.loss(reconstruction.reshape(x.shape), x, self.mean, self.spread)
+            alike = self.loss(as_x, x, self.mean, self.spread)
         except Exception:  # noqa: BLE001
-            return False
+            return ""
         given = self.loss(reconstruction, x, self.mean, self.spread)
-        return not math.isclose(float(given.detach()), float(alike.detach()), rel_tol=1e-4)
+        return "" if math.isclose(float(given.detach()), float(alike.detach()), rel_tol=1e-4) else "shapes"
 
-    def _compares_all(self) -> bool:
+    def _compares_all(self, x: Tensor) -> bool:
         """Whether each reconstruction is compared with every example: their order makes no difference then."""
-        reconstruction, x = self.real
+        reconstruction = self.real[0]
         noise = torch.rand(reconstruction.shape, generator=torch.Generator().manual_seed(4), dtype=reconstruction.dtype)
         reconstruction = reconstruction * (0.3 + 0.7 * noise)  # within the same range, and of no two examples alike
         try:

@@ -229,7 +229,7 @@ def _mean_and_spread(
         for n in fixed:
             if draw.mean is not None and _same(draw.mean, still[n].tensor):
                 return n, next(m for m in fixed if m != n), "by what the draw of z was given"
-    named = {_meant(still[n].name): n for n in reversed(fixed)}
+    named = {meaning(still[n].name): n for n in reversed(fixed)}
     if "mean" in named and len(fixed) > 1:
         return named["mean"], next(m for m in fixed if m != named["mean"]), "by their names"
     if "spread" in named:
@@ -237,7 +237,7 @@ def _mean_and_spread(
     return fixed[0], fixed[1], "by their order alone"
 
 
-def _meant(name: str | None) -> str:
+def meaning(name: str | None) -> str:
     """What a name says: `mean`, `spread` or nothing."""
     words = (name or "").lower()
     if any(word in words for word in ("var", "std", "sigma", "scale", "logv")):
@@ -247,7 +247,7 @@ def _meant(name: str | None) -> str:
 
 def meant(output: Output) -> str:
     """What the name of an output says that it is: `mean`, `spread` or nothing."""
-    return _meant(output.name)
+    return meaning(output.name)
 
 
 def _measure_noise(subject: Subject, reading: Reading, of_latents: Callable[[Tensor], bool]) -> None:
