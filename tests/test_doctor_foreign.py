@@ -1038,6 +1038,24 @@ def test_arguments_of_a_kl_that_are_exchanged_in_its_call(examine: Examine) -> N
     assert sick.name == "swapped-outputs" and sick.remedy == "Exchange mean and log-variance where the KL is called."
 
 
+def test_a_householder_flow_is_no_way_past_z(examine: Examine) -> None:
+    """z − 2 v vᵀz / |v|², v from the example: z mirrored. Three times that is none, nor is a z that x is added to."""
+    own = "z = self.reparameterize(mu, logvar)"
+    turn = f"{own}\n        v = F.normalize(self.fc21(F.relu(self.fc1(x.view(-1, 64)))) + 1, dim=1)\n        z = "
+    assert names(examine("classic", (own, f"{turn}z - 2 * v * (v * z).sum(1, keepdim=True)"))) == []
+    assert names(examine("classic", (own, f"{turn}z - 6 * v * (v * z).sum(1, keepdim=True)"))) == ["past-latent"]
+    assert names(examine("classic", (own, f"{turn}z + v"))) == ["past-latent"]
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"), [("F.elu({})", "as ELU"), ("F.selu({})", "as ELU"), ("F.softmax({}, 1)", "a softmax")]
+)
+def test_an_activation_on_the_mean_is_called_what_it_is(made: str, kind: str, examine: Examine, tmp_path: Path) -> None:
+    (sick,) = examine("classic", ("self.fc21(h1),", f"{made.format('self.fc21(h1)')},")).alarms
+    assert sick.name == "latent-range" and kind in sick.message
+    assert made.partition("(")[0] in text_at(tmp_path, sick.evidence["line"])
+
+
 def test_a_log_variance_that_is_shared_by_the_batch(examine: Examine) -> None:
     (sick,) = examine("classic", ("self.fc22(h1)", "self.fc22(h1).mean(0, keepdim=True).expand(len(x), -1)")).alarms
     assert sick.name == "mixed-examples" and sick.evidence["outputs"] == ["reconstructions", "log-variances"]

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_paths import after, made_by, meeting, takes
+from vaelab.diagnosis.foreign_paths import after, before, made_by, meeting, takes
 from vaelab.diagnosis.model_file import change, leave, line_of
 from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import constant, gradients, moved
@@ -31,15 +31,35 @@ ILLNESSES = (
 )
 
 
+def _is_flow(calls: list[Call], reconstruction: Tensor, z: Tensor, x: Tensor, to_x: Tensor) -> bool:
+    """Whether the decoder takes another z' that is z turned or mirrored as the example says: a Householder flow.
+
+    It keeps the length of z, and so the density under the prior, and all of the gradient to x goes through it.
+    """
+    ids = after(calls, [z])
+    for call in before(calls, [reconstruction]):
+        for one in tensors_in([call.output]):
+            if one is z or one.shape != z.shape or id(one) not in ids or not one.requires_grad:
+                continue
+            if moved(one.flatten(1).norm(dim=1), z.flatten(1).norm(dim=1)):
+                continue
+            (to_one,) = gradients(reconstruction, [one])
+            if to_one is None:
+                continue
+            (through,) = torch.autograd.grad(one, x, to_one, retain_graph=True, materialize_grads=True)
+            if float((to_x - through).abs().max()) <= PAST * float(to_x.abs().max()):
+                return True
+    return False
+
+
 def examples(p: Patient) -> Iterator[Finding]:
     """Does each example stand for itself in eval mode, and without dropout?"""
     others = p.subject.x.clone()
     others[0] = others[0].max() + others[0].min() - others[0]
-    seen, changed = Tracer(constant(0.5)), Tracer(constant(0.5))
+    seen, again, changed = (Tracer(constant(0.5)) for _ in range(3))
+    asked = ((seen, p.subject.x), (again, p.subject.x), (changed, others))
     try:
-        before, after_change = (
-            p.reading.pick(p.subject.evaluate(tracer, x)) for tracer, x in ((seen, p.subject.x), (changed, others))
-        )
+        given, repeated, after_change = (p.reading.pick(p.subject.evaluate(tracer, x)) for tracer, x in asked)
     except Exception:  # noqa: BLE001 - somebody's code may raise anything
         return
     dropout = next((call for call in seen.calls if "dropout" in call.name and call.kwargs.get("training")), None)
@@ -47,7 +67,11 @@ def examples(p: Patient) -> Iterator[Finding]:
         yield _dropout(dropout)
     elif p.is_finite and not _of_batch(p):
         names = ("reconstructions", "means", "log-variances")
-        mixed = [name for name, a, b in zip(names, before, after_change, strict=True) if moved(a[1:], b[1:])]
+        mixed = [
+            name
+            for name, a, same, b in zip(names, given, repeated, after_change, strict=True)
+            if moved(a[1:], b[1:]) and not moved(a, same)  # by noise that torch does not draw
+        ]
         if mixed:
             yield _mixed(mixed, seen.calls, changed.calls, len(others))
 
@@ -116,9 +140,9 @@ def bypass(p: Patient) -> Iterator[Finding]:
     to_z, to_x = gradients(reconstruction, [z, x])
     if to_z is None or to_x is None:
         return
-    (through,) = torch.autograd.grad(z, x, to_z, materialize_grads=True)
+    (through,) = torch.autograd.grad(z, x, to_z, retain_graph=True, materialize_grads=True)
     past = float((to_x - through).abs().max() / to_x.abs().max())
-    if not past > PAST:
+    if not past > PAST or _is_flow(seen.calls, reconstruction, z, x, to_x):
         return
     aside = after([call for call in seen.calls if call is not made], [x])
     call = next((one for one in seen.calls if takes(one, after(seen.calls, [z])) and takes(one, aside)), None)

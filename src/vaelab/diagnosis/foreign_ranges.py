@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.loss_formulas import STRETCHED
@@ -12,13 +13,15 @@ from vaelab.diagnosis.patient import EDGE, Patient
 
 DOUBLE = (0.5, 1 / (1 + math.exp(-1)))  # where two sigmoids end: between σ(0) and σ(1)
 NARROW = 2.0  # a range of log-variances: σ changes by a factor of e at most
-ACTIVATIONS = ("relu", "sigmoid", "tanh", "softplus")
+DEEPEST, FAR = 1.76, 20.0  # SELU, of the usual activations, goes down to −1.758; without one, weights make ±20 easily
+ACTIVATIONS = ("relu", "sigmoid", "tanh", "softplus", "softmax", "elu", "selu", "celu", "gelu", "silu")
 
 ILLNESSES = (
     Illness(
         "latent-range",
         "an activation on the mean or the log-variance",
-        "warning: never below 0, or, of the mean, never outside ±1, or, of the log-variance, within a range of 2, "
+        "warning: never below 0 (or the least value of an ELU), or, of the mean, never outside ±1, or, of the "
+        "log-variance, within a range of 2, "
         "whatever the weights (up to 32 times as large)",
     ),
     Illness(
@@ -49,8 +52,11 @@ def latents(p: Patient) -> Iterator[Finding]:
             continue
         if low >= 0:
             kind, bounds = ("sigmoid", "[0, 1]") if high <= 1 + EDGE else ("ReLU or a softplus", "[0, ∞)")
+            kind = "softmax" if name == "mean" and _sums_to_one(p.mean.tensor) else kind
         elif low >= -1 - EDGE and high <= 1 + EDGE and name == "mean":
             kind, bounds = "tanh", "[−1, 1]"
+        elif low >= -DEEPEST and high > FAR and name == "mean":
+            kind, bounds = "function with a least value, such as ELU", f"[{low:.2g}, ∞)".replace("-", "−")
         else:
             continue
         output = p.mean if name == "mean" else p.spread
@@ -112,7 +118,7 @@ def reconstruction(p: Patient) -> Iterator[Finding]:
     if low >= DOUBLE[0] - EDGE and high <= DOUBLE[1] + EDGE and high - low > 0.1:
         yield double_sigmoid(p, f"The outputs stay between {low:.2f} and {high:.2f}, whatever the weights: they went "
                              "through a sigmoid twice, inside of the model.", evidence)  # fmt: skip
-    elif _sums_to_one(p):
+    elif p.bounds == (0.0, 1.0) and _sums_to_one(p.reconstruction.tensor):
         yield Finding(
             "output-range",
             "error",
@@ -125,9 +131,9 @@ def reconstruction(p: Patient) -> Iterator[Finding]:
         yield from _against_data(p, p.bounds, evidence)
 
 
-def _sums_to_one(p: Patient) -> bool:
-    sums = p.reconstruction.tensor.detach().flatten(1).sum(1)
-    return p.bounds == (0.0, 1.0) and torch.allclose(sums, torch.ones_like(sums), atol=EDGE)
+def _sums_to_one(output: Tensor) -> bool:
+    sums = output.detach().flatten(1).sum(1)
+    return torch.allclose(sums, torch.ones_like(sums), atol=EDGE)
 
 
 def _against_data(p: Patient, bounds: tuple[float, float], evidence: dict[str, Any]) -> Iterator[Finding]:
