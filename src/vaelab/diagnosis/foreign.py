@@ -9,6 +9,7 @@ from vaelab.data import Dataset
 from vaelab.diagnosis import (
     foreign_dependence,
     foreign_forward,
+    foreign_kl,
     foreign_loss,
     foreign_ranges,
     foreign_scales,
@@ -44,7 +45,7 @@ OF_LOSS: tuple[Callable[[Patient, LossTerms], Iterator[Finding]], ...] = (
     foreign_loss.gradient,
     foreign_loss.reconstruction,
     foreign_loss.sigmoids,
-    foreign_loss.kl,
+    foreign_kl.kl,
     foreign_scales.scales,
     foreign_scales.likelihood,
 )
@@ -55,6 +56,7 @@ ILLNESSES = (
     *foreign_dependence.ILLNESSES,
     *foreign_ranges.ILLNESSES,
     *foreign_loss.ILLNESSES,
+    *foreign_kl.ILLNESSES,
     *foreign_scales.ILLNESSES,
 )
 """What is looked for in a foreign model."""

@@ -1,4 +1,4 @@
-"""Checks of a foreign loss: whether it works, what its reconstruction term is, and what its KL is."""
+"""Checks of a foreign loss: whether it works, and what its reconstruction term is."""
 
 import linecache
 import math
@@ -10,14 +10,12 @@ from typing import Any
 from torch import nn
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_forward import plausible
 from vaelab.diagnosis.foreign_paths import after, takes
 from vaelab.diagnosis.foreign_ranges import double_sigmoid
-from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS, SHRUNK, STRETCHED
-from vaelab.diagnosis.loss_terms import Kl, LossTerms
+from vaelab.diagnosis.loss_formulas import SHRUNK, STRETCHED
+from vaelab.diagnosis.loss_terms import LossTerms
 from vaelab.diagnosis.model_file import change, file_of, leave, line_of, line_with
 from vaelab.diagnosis.patient import EDGE, Failure, Patient
-from vaelab.diagnosis.reading import meaning, words
 from vaelab.diagnosis.tracing import Call
 
 WITH_LOGITS = "use F.binary_cross_entropy_with_logits, or end the decoder with a sigmoid"
@@ -25,7 +23,11 @@ WITH_LOGITS = "use F.binary_cross_entropy_with_logits, or end the decoder with a
 ILLNESSES = (
     Illness("loss-fails", "a loss that raises an error", "error"),
     Illness("vector-loss", "a loss that is not one number", "error: it has other axes than the examples"),
-    Illness("broadcast", "shapes that torch stretches silently", "error: the loss changes when both have one shape"),
+    Illness(
+        "broadcast",
+        "shapes that torch stretches silently",
+        "error: the loss changes when both have one shape, or does not change with the order of the examples",
+    ),
     Illness(
         "undefined-loss",
         "a logarithm of 0",
@@ -39,15 +41,9 @@ ILLNESSES = (
     Illness(
         "reconstruction-term",
         "a reconstruction term that is none",
-        "error: wrong sign, no effect, arguments exchanged, or half of the cross-entropy",
+        "error: wrong sign, no effect, no part of x in it, arguments exchanged, half of the cross-entropy, or the root "
+        "of a sum of squares",
     ),
-    Illness("kl-sign", "a KL with the wrong sign", "error"),
-    Illness(
-        "kl-formula",
-        "a KL that is another formula",
-        "error: the terms are found by least squares, to 1e-4; warning where the factor ½ is missing",
-    ),
-    Illness("no-kl", "a loss without KL", "error: it does not change with mean and log-variance"),
     Illness(
         "unrecognized-loss",
         "terms that are not known here",
@@ -150,7 +146,7 @@ def _all_alike(call: Call | None) -> Finding:
     )
 
 
-def _returned(loss: LossTerms) -> tuple[str, str]:
+def returned(loss: LossTerms) -> tuple[str, str]:
     """The last line of the loss that returns something: place and text."""
     function = type(loss.function).forward if isinstance(loss.function, nn.Module) else loss.function
     return line_with(function, "return ")
@@ -160,7 +156,7 @@ def _vector(loss: LossTerms) -> Finding:
     unreduced = [call for call in loss.tracer.calls if call.kwargs.get("reduction") == "none"]
     same = [call for call in unreduced if [*call.output.shape] == loss.shape]
     call = same[0] if len(same) == 1 else None
-    where, text = _returned(loss)
+    where, text = returned(loss)
     return Finding(
         "vector-loss",
         "error",
@@ -336,133 +332,3 @@ def _logits(p: Patient, message: str, evidence: dict[str, Any], call: Call | Non
             call, lambda text: re.sub(r"binary_cross_entropy\(", "binary_cross_entropy_with_logits(", text), WITH_LOGITS
         ),
     )
-
-
-# -- the KL --------------------------------------------------------------------------------------------------------
-
-
-def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
-    """Is its KL the KL?"""
-    call = p.kl_call
-    if not loss.repeats:
-        return
-    if not loss.kl.known:
-        yield Finding(
-            "unrecognized-loss",
-            "info",
-            "What the loss makes of mean and log-variance is no sum of the terms that KL formulas are made of; it was "
-            "not examined.",
-            {"line": line_of(call)},
-            remedy=f"Compare it with  {p.right_kl()}",
-        )
-    elif loss.kl.is_none:
-        where, text = _returned(loss)
-        yield Finding(
-            "no-kl",
-            "error",
-            "The loss does not change with mean and log-variance: it has no KL. This trains an autoencoder, whose "
-            "samples from the prior look like nothing.",
-            {"line": where},
-            "the KL is left out or multiplied by 0; or the loss returns several numbers, the total not first",
-            (f"{where}: add a KL term to what is returned  (there stands: {text})\n" if where else "Add a KL term, ")
-            + p.right_kl(),
-        )
-    elif loss.kl.reading and loss.kl.weight < 0:
-        yield Finding(
-            "kl-sign",
-            "error",
-            f"The KL enters the loss with the weight {loss.kl.weight / p.unit:.3g}: training makes it as large as it "
-            "can.",
-            {"weight": loss.kl.weight, "line": line_of(call)},
-            "a sign too many or too few",
-            change(call, _other_sign, f"change the sign: {p.right_kl(loss.kl.reading, call)}"),
-        )
-    elif loss.kl.reading is None:
-        yield _formula(p, loss.kl, call)
-    elif p.reading.noise.reading is None and "log" in (p.spread.name or "") and loss.kl.reading not in plausible(p):
-        yield _misread(p, loss.kl.reading, call)
-
-
-def _other_sign(text: str) -> str:
-    new = re.sub(r"(=|return|\+|\()\s*0\.5\s*\*", r"\1 -0.5 *", text)
-    return new if new != text else re.sub(r"-\s*0\.5\s*\*", "0.5 *", text)
-
-
-def _misread(p: Patient, reading: str, call: Call | None) -> Finding:
-    return Finding(
-        "kl-formula",
-        "error",
-        f"The KL in the loss takes the log-variance for a {reading}.",
-        {"taken_for": reading, "line": line_of(call)},
-        "log-variance, variance and standard deviation are mixed up",
-        change(call, leave, f"write  {p.right_kl(call=call)}"),
-    )
-
-
-def _formula(p: Patient, kl: Kl, call: Call | None) -> Finding:
-    if kl.wrong == EXCHANGED:
-        in_order = [meaning(name) for name in p.arguments[2:]] == ["mean", "spread"]
-        return Finding(
-            "swapped-outputs",
-            "error",
-            "The KL takes the mean for the log-variance, and the log-variance for the mean.",
-            {"line": line_of(call)},
-            "the two are in the other order where the KL is called"
-            if in_order
-            else "the loss's last two arguments are in the other order",
-            "Exchange mean and log-variance where the KL is called."
-            if in_order
-            else change(call, leave, "begin the loss with  def loss(reconstruction, x, mean, log_variance)"),
-        )
-    if kl.wrong:
-        return Finding(
-            "kl-formula",
-            "error",
-            "The loss holds KL(prior ‖ posterior). A VAE needs KL(posterior ‖ prior), which is another number.",
-            {"line": line_of(call)},
-            "the two distributions are exchanged",
-            change(call, lambda text: re.sub(r"kl_divergence\((\w+), (\w+)\)", r"kl_divergence(\2, \1)", text),
-                   f"write  {p.right_kl(call=call)}"),
-        )  # fmt: skip
-    if (variance := kl.prior_variance) is not None:
-        return _other_prior(p, variance, call)
-    name, weight = kl.closest()
-    right = FORMULAS[name]
-    terms = {term: one / (weight or p.unit) for term, one in kl.terms.items()}
-    changes = [(terms.get(term, 0.0), right.get(term, 0.0), term) for term in {**right, **terms}]
-    told = ", ".join(_change(*one) for one in changes if abs(one[0] - one[1]) > 1e-3)
-    formula = " ".join(_factor(factor, term, True) for term, factor in right.items()).removeprefix("+ ")
-    return Finding(
-        "kl-formula",
-        "error",
-        f"The KL of a normal distribution with mean m and {words(name)} s from N(0, 1) is {formula} − 0.5, summed over "
-        f"the latents. This loss {told}.",
-        {"terms": terms, "expected": dict(right), "line": line_of(call)},
-        "a term is missing, or has another factor or sign",
-        change(call, leave, f"write  {p.right_kl(name, call)}"),
-    )
-
-
-def _other_prior(p: Patient, variance: float, call: Call | None) -> Finding:
-    return Finding(
-        "kl-formula",
-        "warning",
-        f"The KL is that from N(0, {variance:.3g}), not from N(0, 1): the prior's standard deviation is "
-        f"{math.sqrt(variance):.3g}, and samples are right only if z is drawn with that.",
-        {"prior_variance": variance, "line": line_of(call)},
-        "a prior of another scale, or a factor on some terms of the KL alone",
-        change(call, leave, f"write  {p.right_kl(call=call)}")
-        + f"\nor sample with  {math.sqrt(variance):.3g} * torch.randn",
-    )
-
-
-def _change(value: float, right: float, term: str) -> str:
-    if abs(value) < 1e-3:
-        return f"lacks {_factor(right, term)}"
-    return f"has {_factor(value, term)}" + (f" in place of {_factor(right, term)}" if right else ", no part of it")
-
-
-def _factor(value: float, term: str, signed: bool = False) -> str:
-    sign = ("+ ", "− ")[value < 0] if signed else ("", "−")[value < 0]
-    number = "" if abs(abs(value) - 1) < 1e-3 else f"{abs(value):.3g} "
-    return f"{sign}{number}{term}"
