@@ -474,6 +474,22 @@ def test_the_command_tells_what_the_function_finds(
     assert any("−1.2e9 ± 1e5" in line for line in lines if line.startswith("precision"))
 
 
+def test_a_model_of_vectors_that_fits_comes_near_the_floor(tmp_path: Path) -> None:
+    """x = W z + 0.3 ε. By default its samples are draws; their means lack ε, and are told apart at once."""
+    noise = np.random.default_rng(0)
+    x = noise.standard_normal((1500, 2)) @ noise.standard_normal((2, 6)) + 0.3 * noise.standard_normal((1500, 6))
+    np.save(tmp_path / "x.npy", x.astype(np.float32))
+    keys = {"model.latent_dim": 2, "network.hidden": [64], "training.batch_size": 64}
+    run = vaelab.train(
+        "sigma-vae", data=tmp_path / "x.npy", epochs=60, overrides=keys, out=tmp_path / "run", progress=False
+    )
+    found = sample_quality(run, features="raw", limit=140)
+    assert found.shown == "draw"
+    means = sample_quality(run, features="raw", limit=140, draw=False)
+    drawn, mean = found.scores["recall"], means.scores["recall"]
+    assert abs(drawn.difference) < 3 * drawn.difference_stderr and mean.difference < -5 * mean.difference_stderr
+
+
 def test_means_and_draws_are_as_asked_for(digits_run: Run, found: SampleQuality) -> None:
     means = sample_quality(digits_run, draw=False, limit=100)
     assert (means.shown, means.n) == ("mean", 100) and "means of p(x|z)" in str(means)

@@ -187,7 +187,9 @@ def quality(
     draw: Annotated[
         bool | None,
         typer.Option(
-            "--draw/--mean", help="Draw from p(x|z), or take its mean. Default: draw binary data.", show_default=False
+            "--draw/--mean",
+            help="Draw from p(x|z), or take its mean. Default: draw but for grey pictures.",
+            show_default=False,
         ),
     ] = None,
     seed: Seed = 0,

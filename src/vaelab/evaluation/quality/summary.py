@@ -71,7 +71,7 @@ def sample_quality(
         limit: N, where the data have as many; else as many as they have.
         split: where held-out examples are from, "test" or "validation".
         draw: take draws from p(x|z); False takes its mean. By default draws for binary data, which are 0 and 1 as real
-            ones are, and means for others, as `vaelab.sample` does.
+            ones are, and for data that are no pictures; of pictures means, as people look at them.
         seed: of all draws.
 
     Raises:
@@ -80,7 +80,7 @@ def sample_quality(
     _check(features, components, limit, split)
     run = Run.open(run)
     dataset, model = run.data(), load(run)
-    draw = run.spec.kind == "binary" if draw is None else draw
+    draw = run.spec.kind == "binary" or not run.spec.is_picture if draw is None else draw
     drawn = _draw(dataset, features, limit, split, run.config.data.seed, seed)
     space = _space(features, components, drawn, dataset)
     sets = {"samples": _samples(run, len(drawn.held.x), draw, seed), "real": drawn.real.x}
