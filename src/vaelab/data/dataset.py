@@ -215,5 +215,7 @@ class Dataset:
             InputError: there is no split of that name.
         """
         if name not in self.splits:
-            raise InputError(f"no {name} split: these data have only {', '.join(self.splits)}; use --split train")
+            known = ", ".join(self.splits)
+            use = next((one for one in ("test", "validation", "train") if one in self.splits), "train")
+            raise InputError(f"no {name} split: these data have only {known}; use --split {use}")
         return self.splits[name]

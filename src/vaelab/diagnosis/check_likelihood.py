@@ -191,7 +191,7 @@ def floor(case: Case) -> Iterator[Finding]:
     yield Finding(
         "scale-at-floor",
         "warning" if share >= FLOOR and not harmless else "info",
-        f"{100 * share:.2g} % of the learned scales rest on their floor, {held:g}. {told}",
+        f"{share:.{2 if share < 0.01 else 0}%} of the learned scales rest on their floor, {held:g}. {told}",
         {"share": share, "floor": held},
         cause,
         "Nothing to do: a probability cannot exceed 1." if harmless else _off_the_floor(case, held),
