@@ -1056,6 +1056,17 @@ def test_an_activation_on_the_mean_is_called_what_it_is(made: str, kind: str, ex
     assert made.partition("(")[0] in text_at(tmp_path, sick.evidence["line"])
 
 
+def test_an_activation_that_is_one_of_several_layers_has_the_line_of_its_own(examine: Examine, tmp_path: Path) -> None:
+    """A sigmoid ends the decoder, and another the layers of the log-variance."""
+    changes = (
+        ("self.fc22 = nn.Linear(40, 8)", "self.fc22 = nn.Sequential(nn.Linear(40, 8), nn.Sigmoid())"),
+        ("self.fc4 = nn.Linear(40, 64)", "self.fc4 = nn.Sequential(nn.Linear(40, 64), nn.Sigmoid())"),
+        ("torch.sigmoid(self.fc4(h3))", "self.fc4(h3)"),
+    )
+    sick = examine("classic", *changes)
+    assert text_at(tmp_path, sick["latent-range"].evidence["line"]).startswith("self.fc22 = nn.Sequential(")
+
+
 def test_a_log_variance_that_is_shared_by_the_batch(examine: Examine) -> None:
     (sick,) = examine("classic", ("self.fc22(h1)", "self.fc22(h1).mean(0, keepdim=True).expand(len(x), -1)")).alarms
     assert sick.name == "mixed-examples" and sick.evidence["outputs"] == ["reconstructions", "log-variances"]

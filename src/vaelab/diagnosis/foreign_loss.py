@@ -214,13 +214,13 @@ def reconstruction(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             "Give --loss the loss as it is at the end of the warm-up.",
         )
         return
-    if loss.distance is None:
-        if loss.broadcasts:  # that is why
-            return
-        if found := _no_term(loss):
-            evidence = {"term": "", "ignores": loss.ignores, "line": line_of(call)}
-            yield Finding("reconstruction-term", "error", found[0], evidence, found[1], change(call, leave, found[2]))
-            return
+    if loss.distance is None and loss.broadcasts:  # that is why
+        return
+    if found := _wrong_term(p, loss):
+        message, cause, remedy = found
+        evidence = {"term": loss.distance or "", "weight": loss.weight, "line": line_of(call)}
+        yield Finding("reconstruction-term", "error", message, evidence, cause, change(call, leave, remedy))
+    elif loss.distance is None:
         yield Finding(
             "unrecognized-loss",
             "info",
@@ -229,48 +229,49 @@ def reconstruction(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             {"line": line_of(call)},
             remedy="Hold it to a normalized density: the integral of exp(−term) over x must be 1.",
         )
-        return
-    found: tuple[str, str, str] | None = None
+
+
+def _wrong_term(p: Patient, loss: LossTerms) -> tuple[str, str, str] | None:
+    """What is wrong with the reconstruction term: message, cause and remedy."""
+    if loss.distance is None:
+        return _no_term(loss)
     if loss.weight < 0:
-        found = (
+        return (
             f"The reconstruction term, a {loss.distance}, enters the loss with the weight {loss.weight:.3g}: the worse "
             "the picture, the smaller the loss.",
             "a sign too many or too few", "change the sign: the loss is −log p(x|z) + KL",
         )  # fmt: skip
-    elif "swapped" in loss.distance:
-        found = (
+    if "swapped" in loss.distance:
+        return (
             f"The loss is a {loss.distance}: it takes x for the prediction and the reconstruction for the target.",
             "binary cross-entropy is not symmetric: the prediction comes first",
             "write  F.binary_cross_entropy(reconstruction, x, ...), and begin the loss's arguments with these two",
         )
-    elif "half" in loss.distance:
-        found = (
+    if "half" in loss.distance:
+        return (
             "The loss is −x ln r alone: pixels that are 0 cost nothing, whatever the reconstruction r says.",
             "the second half of the cross-entropy is missing",
             "add  (1 - x) * torch.log(1 - reconstruction), or use F.binary_cross_entropy",
         )
-    elif SHRUNK in loss.distance and float(p.data.max()) <= 1:
-        found = (
+    if SHRUNK in loss.distance and float(p.data.max()) <= 1:
+        return (
             f"The loss is a {loss.distance}, and x reaches {float(p.data.max()):.3g} here, not 255: the pictures that "
             "are learned are all but black.",
             "pixels are scaled to [0, 1] twice: by the data, and by the loss",
             "take out the division by 255",
         )
-    elif loss.distance == STRETCHED and p.range_of("reconstruction")[0] >= -EDGE:
-        found = (
+    if loss.distance == STRETCHED and p.range_of("reconstruction")[0] >= -EDGE:
+        return (
             "The loss compares the reconstruction with 2x − 1, which reaches down to −1, and the outputs are never "
             "below 0.",
             "pixels are scaled to [−1, 1] for an output that ends with a sigmoid or a ReLU",
             "compare with x itself, or end the decoder with a tanh",
         )
-    if found:
-        message, cause, remedy = found
-        evidence = {"term": loss.distance, "weight": loss.weight, "line": line_of(call)}
-        yield Finding("reconstruction-term", "error", message, evidence, cause, change(call, leave, remedy))
+    return None
 
 
 def _no_term(loss: LossTerms) -> tuple[str, str, str] | None:
-    """What is wrong with a term that is no known one: message, cause and remedy."""
+    """The same of a term that is no known one."""
     if loss.ignores:
         names = " and ".join(loss.ignores).replace("reconstruction", "the reconstruction")
         return (

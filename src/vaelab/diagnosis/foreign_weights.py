@@ -1,6 +1,5 @@
 """Checks of the weights of a foreign model: whether they are registered, and whether gradients reach them."""
 
-import inspect
 import linecache
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign_forward import EXPLICIT
 from vaelab.diagnosis.foreign_paths import after, before, break_of_gradient, last_step, made_by, meeting, takes
-from vaelab.diagnosis.model_file import Output, change, line_of
+from vaelab.diagnosis.model_file import Output, assigned, change, line_of
 from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import as_vector, gradients
 from vaelab.diagnosis.tracing import Call, Tracer
@@ -49,7 +48,7 @@ def unregistered(p: Patient) -> Iterator[Finding]:
         return
     lost = {id(one): one for _, one in used}
     attribute, kind, holder = _kept_in(model, set(lost))
-    call = _assigned(holder, attribute) or used[0][0]
+    call = assigned(holder, attribute) or used[0][0]
     yield Finding(
         "unregistered-layers",
         "error",
@@ -81,17 +80,6 @@ def _weights_in(value: Any) -> Iterator[Tensor]:
         inside: Any = value.values() if isinstance(value, Mapping) else value
         for one in inside:
             yield from _weights_in(one)
-
-
-def _assigned(module: nn.Module, attribute: str) -> Call | None:
-    """The one line of its class that assigns this attribute."""
-    try:
-        lines, start = inspect.getsourcelines(type(module))
-        file = inspect.getsourcefile(type(module)) or ""
-    except (OSError, TypeError):
-        return None
-    found = [n for n, line in enumerate(lines) if re.search(rf"\bself\.{attribute}\s*=[^=]", line)]
-    return Call("", file, start + found[0], [], None) if attribute and len(found) == 1 else None
 
 
 def _as_container(text: str) -> str:

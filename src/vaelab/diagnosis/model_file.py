@@ -415,6 +415,17 @@ def leave(text: str) -> str:
     return text
 
 
+def assigned(module: nn.Module, attribute: str) -> Call | None:
+    """The one line of its class that assigns this attribute."""
+    try:
+        lines, start = inspect.getsourcelines(type(module))
+        file = inspect.getsourcefile(type(module)) or ""
+    except (OSError, TypeError):
+        return None
+    found = [n for n, line in enumerate(lines) if re.search(rf"\bself\.{attribute}\s*=[^=]", line)]
+    return Call("", file, start + found[0], [], None) if attribute and len(found) == 1 else None
+
+
 def file_of(kind: type) -> str:
     """The file that a class is written in; none of what was typed into a notebook or at a prompt."""
     try:

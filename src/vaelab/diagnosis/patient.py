@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vaelab.diagnosis.foreign_paths import last_step
 from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.model_file import Output, Subject, file_of, line_of, line_with, text_of
+from vaelab.diagnosis.model_file import Output, Subject, assigned, file_of, line_of, line_with, text_of
 from vaelab.diagnosis.reading import Reading
 from vaelab.diagnosis.tracing import Call, Tracer
 
@@ -200,7 +200,33 @@ class Patient:
             "softmax": "Softmax(",
         }.get(call.name, "?")
         first, last = self.source_line(layer, first=True), self.source_line(layer)
-        return last if last[0] and first == last else (line_of(call), text_of(call))
+        if last[0] and first == last:
+            return last
+        made = self._layer(output, cuts)
+        return made if made[0] else (line_of(call), text_of(call))
+
+    def _layer(self, output: Output, cuts: set[str]) -> tuple[str, str]:
+        """Where the layer that makes an output is an attribute, or part of one: place and text, or two blanks."""
+        made: list[tuple[nn.Module, Any]] = []
+
+        def note(layer: nn.Module, _: Any, value: Any) -> None:
+            made.append((layer, value))
+
+        hook = nn.modules.module.register_module_forward_hook(note)
+        seen = Tracer()
+        try:
+            found = self.subject.run(seen)
+        finally:
+            hook.remove()
+        place = next(n for n, one in enumerate(self.reading.outputs) if one is output)
+        call, model = last_step(seen.calls, found[place].tensor, behind=cuts), self.subject.last
+        layer = next((layer for layer, value in made if call is not None and value is call.output), None)
+        path = next((name for name, one in model.named_modules() if one is layer), "").split(".")
+        for depth in range(len(path) - 1, -1, -1):
+            owner = model.get_submodule(".".join(path[:depth]))
+            if path[depth] and (line := assigned(owner, path[depth])) is not None:
+                return line_of(line), text_of(line)
+        return "", ""
 
     def source_line(self, *words: str, first: bool = False) -> tuple[str, str]:
         """The last line with one of these words in the classes of the model, or in the function that makes it.

@@ -316,8 +316,9 @@ def _sample_noise(subject: Subject, reading: Reading, of_latents: Callable[[Tens
         z = call.output if call else None
         if not isinstance(z, Tensor) or z.shape != mean.shape:
             return
+        noisy = after(seen.calls, drawn)
         noise.turned = kinds == {"uniform"} and any(
-            one.name in _TURNS for one in before(seen.calls, [z]) if takes(one, after(seen.calls, drawn))
+            one.name in _TURNS and takes(one, noisy) for one in before(seen.calls, [z])
         )
         found.append(((z - mean) / READINGS[noise.reading or "log-variance"][1](s)).detach())
     standard = torch.stack(found)
