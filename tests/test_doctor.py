@@ -181,6 +181,7 @@ def test_remedies_of_every_recipe_compose(recipe: str, monkeypatch: pytest.Monke
     split = "validation" if "validation" in dataset.splits else "train"
     examples = dataset[split].head(30).fixed(0)
     lines = [line(epoch, 100.0 - epoch, 90.0 + 9 * abs(epoch - 6), 1.0 + epoch, skipped=3) for epoch in range(1, 11)]
+    lines = [told | {"step": 10 * told["step"]} for told in lines]  # beyond the end of any warm-up
     evaluation = evaluate_model(model, examples, 30, split=split)
     size = None if evaluation.effective_sample_size is None else 1.2
     units = None if evaluation.active_units is None else 0
