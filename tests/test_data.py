@@ -321,7 +321,7 @@ def test_fingerprint_tells_data_and_division_apart(tmp_path: Path) -> None:
 def test_missing_split_says_what_there_is() -> None:
     data = load(DataConfig(test=0))
     assert len(data["train"]) == 1797 - 180
-    with pytest.raises(InputError, match=r"no test split.*only train, validation.*--split train"):
+    with pytest.raises(InputError, match=r"no test split.*only train, validation.*--split validation"):
         data["test"]
 
 
