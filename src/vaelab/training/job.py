@@ -48,6 +48,7 @@ class Job:
     Attributes:
         forward: model and objective, wrapped so that gradients are those of all processes.
         parameters: everything that the optimizer moves.
+        parts: the same in lists: the model's, and those of a critic, whose gradients say nothing of the model.
         reports: of the updates since they were last read: the metrics of each part of the batch, and the gradients'
             norm. They stay on the device until then.
         names: of the metrics.
@@ -63,6 +64,7 @@ class Job:
     steps_per_epoch: int
     batch_size: int
     parameters: list[nn.Parameter]
+    parts: list[list[nn.Parameter]]
     reports: list[tuple[list[Tensor], Tensor]] = field(default_factory=list[tuple[list[Tensor], Tensor]])
     names: list[str] = field(default_factory=list[str])
     until_look: int = 1
@@ -226,13 +228,12 @@ def make_job(config: Config, dataset: Dataset, processes: Processes) -> Job:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay), use_buffers=True)
     epochs, steps = training.planned_epochs(examples), training.steps_per_epoch(examples)
     compile_networks(model, training.compile, device, epochs * steps)
-    parameters = [*model.parameters(), *objective.parameters()]
+    parts = [part for part in (list(model.parameters()), list(objective.parameters())) if part]
     quick = model.likelihood.quick_parameters
-    groups = [{"params": [one for one in model.parameters() if all(one is not other for other in quick)], "share": 1.0}]
+    groups = [{"params": [one for one in parts[0] if all(one is not other for other in quick)], "share": 1.0}]
     if quick:
         groups.append({"params": quick, "share": QUICK})
-    if critic := list(objective.parameters()):
-        groups.append({"params": critic, "share": objective.learning_rate_share})
+    groups += [{"params": critic, "share": objective.learning_rate_share} for critic in parts[1:]]
     optimizer = torch.optim.AdamW(
         groups, lr=training.learning_rate, eps=training.adam_epsilon, weight_decay=training.weight_decay, fused=True
     )
@@ -246,7 +247,8 @@ def make_job(config: Config, dataset: Dataset, processes: Processes) -> Job:
         epochs=epochs,
         steps_per_epoch=steps,
         batch_size=_divisible(training, examples, processes.count),
-        parameters=parameters,
+        parameters=[one for part in parts for one in part],
+        parts=parts,
     )
 
 

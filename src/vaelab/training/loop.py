@@ -245,9 +245,8 @@ def _update(job: Job, config: TrainingConfig) -> Tensor:
     state.scaler.unscale_(state.optimizer)
     norm = get_total_norm([p.grad for p in job.parameters if p.grad is not None])
     if config.gradient_clip < math.inf:
-        for part in (state.model, state.objective):  # a critic's gradients by themselves: they say nothing of the model
-            if parameters := list(part.parameters()):
-                clip_grad_norm_(parameters, config.gradient_clip)
+        for part in job.parts:
+            clip_grad_norm_(part, config.gradient_clip)
     if state.scaler.is_enabled():
         state.scaler.step(state.optimizer)
         state.scaler.update()
