@@ -908,6 +908,9 @@ def test_a_key_of_an_automatic_likelihood_comes_with_its_name(tmp_path: Path) ->
     case = look(run, run.data())
     finding = found(replace(case, evaluation=replace(case.evaluation, scale_at_floor=0.4)), "scale-at-floor", "warning")
     assert "likelihood.name=gaussian likelihood.scale_floor=0.0001" in finding.remedy
+    gone = replace(case, run=replace(case.run, config=replace(case.run.config, recipe="gone.toml")))
+    (finding,) = check_likelihood.floor(replace(gone, evaluation=replace(case.evaluation, scale_at_floor=0.4)))
+    assert "likelihood.name=gaussian likelihood.scale_floor=0.0001" in finding.remedy
 
 
 def test_a_floor_that_a_probability_rests_on_is_harmless_where_it_is_narrow(tmp_path: Path) -> None:

@@ -224,8 +224,13 @@ def _off_the_floor(case: Case, held: float) -> str:
 
 def _is_named(case: Case) -> bool:
     """Whether the command or its recipe chooses the likelihood. Keys of an automatic one are refused."""
-    recipe = recipes.load(case.run.config.recipe).tables.get("likelihood", {})
-    return "likelihood.name=" in case.run.about["command"] or recipe.get("name", "auto") != "auto"
+    if "likelihood.name=" in case.run.about["command"]:
+        return True
+    try:
+        recipe = recipes.load(case.run.config.recipe).tables.get("likelihood", {})
+    except InputError:  # a file of somebody's own that is there no more
+        return False
+    return recipe.get("name", "auto") != "auto"
 
 
 # -- logits --------------------------------------------------------------------------------------------------------
