@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from itertools import dropwhile
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_paths import after, before, last_step, made_by, makes, meeting, takes
+from vaelab.diagnosis.foreign_paths import after, again, before, last_step, made_by, makes, meeting, takes
 from vaelab.diagnosis.model_file import change, leave, line_of, text_of
 from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import READINGS, meant, moved, words
@@ -193,11 +194,9 @@ def _decoder_after(p: Patient, draw: Call) -> Call | None:
     if meeting(p.seen.calls, made_by(p.seen.calls, draw), [p.mean.tensor]) is None:
         return None
     path = {id(call) for call in before(p.seen.calls, [p.reconstruction.tensor])}
-    place = (draw.name, draw.file, draw.line)
-    drawn = next((at for at, one in enumerate(p.seen.calls) if (one.name, one.file, one.line) == place), None)
-    if drawn is None:
-        return None
-    return next((call for call in p.seen.calls[drawn:] if id(call) in path and line_of(call)), None)
+    drawn = again(p.seen.calls, draw)
+    later = dropwhile(lambda call: call is not drawn, p.seen.calls)
+    return next((call for call in later if id(call) in path and line_of(call)), None)
 
 
 def _thrown_away(p: Patient, draw: Call) -> Call | None:

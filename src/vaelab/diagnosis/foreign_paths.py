@@ -65,10 +65,16 @@ def meeting(calls: list[Call], one: Iterable[Tensor], other: Iterable[Tensor]) -
     return next((call for call in calls if not makes(call) and takes(call, first) and takes(call, second)), None)
 
 
+def again(calls: list[Call], call: Call) -> Call | None:
+    """A call of another run in this one; None where it was not made."""
+    place = (call.name, call.file, call.line)
+    return next((one for one in calls if (one.name, one.file, one.line) == place), None)
+
+
 def made_by(calls: list[Call], call: Call) -> list[Tensor]:
     """What a call of another run gave in this one; empty where it was not made."""
-    place = (call.name, call.file, call.line)
-    return next(([*tensors_in([one.output])] for one in calls if (one.name, one.file, one.line) == place), [])
+    own = again(calls, call)
+    return [*tensors_in([own.output])] if own else []
 
 
 def last_step(calls: list[Call], output: Tensor, behind: Iterable[str] = ()) -> Call | None:

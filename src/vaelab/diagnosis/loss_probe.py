@@ -99,14 +99,12 @@ class Probe:
     def distance(self, names: list[str] | None = None) -> tuple[str | None, float]:
         """Which ℓ it is, and the weight of one pixel."""
         rows: list[tuple[float, float, float]] = []
-        mean, spread = torch.zeros_like(self.mean), torch.zeros_like(self.spread)
-        spread = spread + 0.5  # positive, for what takes its logarithm
         for target in self.targets:
             for value in RECONSTRUCTIONS:
                 reconstruction, x = self.reconstruction.clone(), self.x.clone()
                 reconstruction[0], x[0] = value, target
                 try:
-                    rows.append((value, target, float(self.loss(reconstruction, x, mean, spread).detach())))
+                    rows.append((value, target, self._at(reconstruction, x)))
                 except Exception:  # noqa: BLE001
                     return None, 0.0
         r, t, found = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
@@ -119,15 +117,19 @@ class Probe:
                 return name, float(coefficients[0])
         return None, 0.0
 
+    def _at(self, reconstruction: Tensor, x: Tensor) -> float:
+        """The loss where the mean is 0, and s positive, for what takes its logarithm."""
+        value = self.loss(reconstruction, x, torch.zeros_like(self.mean), torch.full_like(self.spread, 0.5))
+        return float(value.detach())
+
     def _random(self, seed: int) -> tuple[float, Tensor, Tensor]:
         """The loss at random pixels of all examples; the reconstructions and the pixels, [B, n] float64."""
         noise = torch.Generator().manual_seed(seed)
         flat = (len(self.x), self.x[0].numel())
         r = 0.1 + 0.8 * torch.rand(flat, generator=noise, dtype=torch.float64)
         x = torch.tensor(self.targets, dtype=torch.float64)[torch.randint(len(self.targets), flat, generator=noise)]
-        value = self.loss(r.to(self.x).view(self.reconstruction.shape), x.to(self.x).view(self.x.shape),
-                          torch.zeros_like(self.mean), torch.full_like(self.spread, 0.5))  # fmt: skip
-        return float(value.detach()), r, x
+        value = self._at(r.to(self.x).view(self.reconstruction.shape), x.to(self.x).view(self.x.shape))
+        return value, r, x
 
     def adds_up(self, distance: str, weight: float) -> bool:
         """Whether the term is a sum over pixels and examples; True where it cannot be asked."""
@@ -141,10 +143,7 @@ class Probe:
 
     def is_root(self) -> bool:
         """Whether the term is the root of a sum of squares over everything."""
-        zero = float(
-            self.loss(self.x.view(self.reconstruction.shape), self.x, torch.zeros_like(self.mean),
-                      torch.full_like(self.spread, 0.5)).detach()
-        )  # fmt: skip
+        zero = self._at(self.x.view(self.reconstruction.shape), self.x)
         shares = [(value - zero) / float((r - x).square().sum().sqrt()) for value, r, x in map(self._random, (5, 6))]
         return math.isclose(*shares, rel_tol=1e-3)
 
