@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign_paths import after, before, made_by, meeting, takes
-from vaelab.diagnosis.model_file import change, leave, line_of
 from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import constant, gradients, moved
+from vaelab.diagnosis.source_lines import change, leave, line_of
 from vaelab.diagnosis.tracing import Call, Tracer, tensors_in
 
 PAST = 1e-3  # share of the gradient to x that may be rounding

@@ -10,9 +10,9 @@ from vaelab.diagnosis.foreign_loss import returned
 from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS
 from vaelab.diagnosis.loss_probe import Kl
 from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.model_file import change, leave, line_of
 from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import meaning, words
+from vaelab.diagnosis.source_lines import change, leave, line_of
 from vaelab.diagnosis.tracing import Call
 
 ILLNESSES = (

@@ -14,8 +14,8 @@ from vaelab.diagnosis.foreign_paths import after, takes
 from vaelab.diagnosis.foreign_ranges import double_sigmoid
 from vaelab.diagnosis.loss_formulas import SHRUNK, STRETCHED
 from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.model_file import change, file_of, leave, line_of, line_with
 from vaelab.diagnosis.patient import EDGE, Failure, Patient
+from vaelab.diagnosis.source_lines import change, file_of, leave, line_of, line_with
 from vaelab.diagnosis.tracing import Call
 
 WITH_LOGITS = "use F.binary_cross_entropy_with_logits, or end the decoder with a sigmoid"

@@ -12,8 +12,8 @@ from vaelab.diagnosis.foreign_loss import term_call
 from vaelab.diagnosis.loss_formulas import STRETCHED
 from vaelab.diagnosis.loss_means import Mean, factor, means, multiplied, summed, to_sum
 from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.model_file import change, leave, line_of, text_of
 from vaelab.diagnosis.patient import Patient
+from vaelab.diagnosis.source_lines import change, leave, line_of, text_of
 from vaelab.diagnosis.tracing import Call
 
 FAR_BETA, LOST_BETA = 3.0, 10.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vaelab.diagnosis.foreign_paths import after, takes
 from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.model_file import line_of, text_of
+from vaelab.diagnosis.source_lines import line_of, text_of
 from vaelab.diagnosis.tracing import Call, tensors_in
 
 _LOSSES = {"binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss",

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from vaelab.diagnosis.foreign_paths import after, before, meeting, takes
-from vaelab.diagnosis.model_file import Output, Subject, is_in_place, line_of, text_of
+from vaelab.diagnosis.model_file import Output, Subject, is_in_place
+from vaelab.diagnosis.source_lines import line_of, text_of
 from vaelab.diagnosis.tracing import MOMENTS, Draw, Tracer
 from vaelab.errors import InputError
 
