@@ -65,7 +65,7 @@ def pictures(quick: bool, limit: int | None) -> tuple[Split, DataSpec]:
 def plain_loop(model: Model, examples: Split, num_samples: int, seed: int) -> Tensor:
     """Log p(x) of each picture, [N], by K draws of z at once (Burda et al. 2016, eq. 8)."""
     noise = torch.Generator().manual_seed(seed)
-    found: list[Tensor] = []
+    found = torch.empty(len(examples))  # not a list: each small tensor kept would pin the large ones freed around it
     for at in range(len(examples)):
         x = examples.batch(torch.tensor([at]))
         q = model.encode(x)
@@ -75,8 +75,8 @@ def plain_loop(model: Model, examples: Split, num_samples: int, seed: int) -> Te
         log_q = (-0.5 * epsilon.square() - q.stddev.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
         log_p = (-0.5 * z.square() - 0.5 * math.log(2 * math.pi)).sum(-1)
         log_w = model.decode(z).log_prob(x) + log_p - log_q
-        found.append(log_w.logsumexp(0) - math.log(num_samples))
-    return torch.cat(found)
+        found[at] = log_w.logsumexp(0) - math.log(num_samples)
+    return found
 
 
 @torch.no_grad()
