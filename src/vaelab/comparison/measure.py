@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from vaelab import __version__, plugins
 from vaelab.data import Split
 from vaelab.errors import InputError
-from vaelab.evaluation.estimates import PerExample, batches
+from vaelab.evaluation.estimates import batches
 from vaelab.evaluation.likelihood import Evaluation, evaluate_each, examples_of
 from vaelab.generation.common import write_arrays
 from vaelab.noise import generator
@@ -141,14 +140,14 @@ def _measure(run: Run, how: Protocol) -> Measured:
     examples = examples_of(run, how.split)
     if how.limit is not None:
         examples = examples.head(how.limit)
-    evaluation, parts = evaluate_each(model, examples, how.importance_samples, split=how.split)
+    evaluation, columns = evaluate_each(model, examples, how.importance_samples, split=how.split)
     number = max(1, min(PICTURES, len(examples), _PICTURE_NUMBERS // run.spec.dims))
     index = torch.linspace(0, len(examples) - 1, number, dtype=torch.float64).round().long()
     original = examples.batch(index)
     return Measured(
         run=run,
         evaluation=evaluation,
-        columns={name: column for name in COLUMNS if (column := _column(parts, name)) is not None},
+        columns={name: columns[name].double().cpu().numpy() for name in COLUMNS if name in columns},
         examples=_digest(examples),
         discrete=model.likelihood.discrete,
         conditional=model.labels is not None,
@@ -157,11 +156,6 @@ def _measure(run: Run, how: Protocol) -> Measured:
         reconstruction=model.reconstruct(original, y=examples.labels_at(index)).cpu(),
         samples=model.sample(number, generator=generator(0, "sample")).cpu(),
     )
-
-
-def _column(parts: Iterable[PerExample], name: str) -> NDArray[np.float64] | None:
-    values = [getattr(part, name) for part in parts]
-    return None if values[0] is None else torch.cat(values).double().cpu().numpy()
 
 
 def _digest(examples: Split) -> str:

@@ -9,7 +9,7 @@ with 250 examples and 16 MiB.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ from vaelab.noise import generator
 from vaelab.parallel import still_wanted
 
 EXAMPLES = 50
+GROUP = "rate of "
 OUTPUT_NUMBERS = 1 << 21  # decoder outputs held at once: 8 MiB in float32
 KEPT_BYTES = (32 << 20) - 8192  # just under the largest block for which glibc learns (mallopt(3), M_MMAP_THRESHOLD)
 
@@ -45,6 +46,29 @@ class PerExample:
     effective_sample_size: Tensor | None = None
     trusted: Tensor | None = None
     rates: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def columns(self) -> dict[str, Tensor]:
+        """What is known, by name; the rate of a group of latents by `GROUP` and its name."""
+        known = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return known | {GROUP + name: rate for name, rate in self.rates.items()}
+
+
+def joined(batches: Iterable[dict[str, Tensor]], most: int) -> dict[str, Tensor]:
+    """Tensors by name, [B, ...], of batches that all have the same names: put one after the other, at most `most` rows.
+
+    They are copied into tensors that are there from the first batch on. A list of small tensors costs memory: each is
+    cut from a large block that was freed, and what is left of the block is too short for the next batch. So 10,000
+    examples kept 1 GB from use.
+    """
+    columns: dict[str, Tensor] = {}
+    rows = 0
+    for batch in batches:
+        columns = columns or {name: one.new_empty((most, *one.shape[1:])) for name, one in batch.items()}
+        ends = rows + len(next(iter(batch.values())))
+        for name, column in columns.items():
+            column[rows:ends] = batch[name]
+        rows = ends
+    return {name: column[:rows] for name, column in columns.items()}
 
 
 class Moments:

@@ -21,7 +21,7 @@ from vaelab.evaluation.annealed import (
     check_annealing,
     examples_at_once,
 )
-from vaelab.evaluation.estimates import Batch, PerExample, batches, chunks_of_terms, estimate
+from vaelab.evaluation.estimates import GROUP, Batch, batches, chunks_of_terms, estimate, joined
 from vaelab.evaluation.gaps import Fit, check_gaps
 from vaelab.evaluation.gaps import gaps as measure_gaps
 from vaelab.evaluation.latents import active
@@ -122,58 +122,50 @@ def evaluate_model(model: Model, examples: Split, importance_samples: int, *, sp
 @torch.no_grad()
 def evaluate_each(
     model: Model, examples: Split, importance_samples: int, *, split: str, seed: int = 0
-) -> tuple[Evaluation, list[PerExample]]:
-    """The averages, and what they are averages of: the numbers of every example, batch by batch."""
+) -> tuple[Evaluation, dict[str, Tensor]]:
+    """The averages, and what they are averages of: the columns of `PerExample`, [N], for all examples."""
     model.eval()
-    parts: list[PerExample] = []
-    means: list[Tensor] = []
-    floors: list[Tensor] = []
     measured = partial(_measured, model, importance_samples)
     each = in_order if examples.device.type == "cpu" else map
-    for part, mean, floor in each(measured, batches(examples, seed)):
-        parts.append(part)
-        means.append(mean)
-        floors += [] if floor is None else [floor]
-    if not parts:
+    columns = joined(each(measured, batches(examples, seed)), len(examples))
+    if not columns:
         raise InputError(f"{split}: every example holds NaN or infinite values; there is nothing to evaluate")
-    latents = torch.cat(means)
+    latents = columns["latents"]
     numbers: dict[str, Any] = {}
     for name in AVERAGES:
-        values = [getattr(part, name) for part in parts]
-        known = values[0] is not None
-        variances = [getattr(part, f"{name}_variance") for part in parts]
         no_number: dict[str, Any] = dict.fromkeys((name, f"{name}_stderr", f"{name}_monte_carlo"))
-        numbers |= _averages(name, torch.cat(values), torch.cat(variances)) if known else no_number
-    sizes = [part.effective_sample_size for part in parts if part.effective_sample_size is not None]
+        known = name in columns
+        numbers |= _averages(name, columns[name], columns[f"{name}_variance"]) if known else no_number
+    sizes = columns.get("effective_sample_size")
     draws_differ = "stochastic" in model.provides
-    trusted = [part.trusted for part in parts if part.trusted is not None and draws_differ]
-    untrusted = 1 - float(torch.cat(trusted).double().mean()) if trusted else None
+    untrusted = 1 - float(columns["trusted"].double().mean()) if draws_differ and "trusted" in columns else None
+    rates = {name.removeprefix(GROUP): float(of.mean()) for name, of in columns.items() if name.startswith(GROUP)}
     averages = Evaluation(
         split=split,
         n=len(latents),
         **numbers,
         importance_samples=importance_samples,
-        effective_sample_size=float(torch.cat(sizes).mean()) if sizes and draws_differ else None,
+        effective_sample_size=None if sizes is None or not draws_differ else float(sizes.mean()),
         bits_per_dim=_bits_per_dim(model, numbers["log_px"]),
-        active_units=int(active(latents, model.latents).sum()) if sizes and len(latents) > 1 else None,
+        active_units=None if sizes is None or len(latents) == 1 else int(active(latents, model.latents).sum()),
         latent_dim=model.latents.count,
-        scale_at_floor=float(torch.stack(floors).sum()) / len(latents) if floors else None,
-        rates={name: float(torch.cat([part.rates[name] for part in parts]).mean()) for name in parts[0].rates} or None,
-        log_px_method="importance" if draws_differ or not sizes else "elbo",
+        scale_at_floor=float(columns["at_floor"].mean()) if "at_floor" in columns else None,
+        rates=rates or None,
+        log_px_method="importance" if draws_differ or sizes is None else "elbo",
         untrusted=untrusted,
         warning=_warning(model, untrusted, importance_samples),
     )
-    return averages, parts
+    return averages, columns
 
 
 @torch.no_grad()  # which holds for one thread
-def _measured(model: Model, importance_samples: int, batch: Batch) -> tuple[PerExample, Tensor, Tensor | None]:
-    """The numbers of every example; posterior means [B, D]; how many scales are at their floor, as a mean over each."""
+def _measured(model: Model, importance_samples: int, batch: Batch) -> dict[str, Tensor]:
+    """The numbers of every example; its posterior mean, `latents` [B, D]; the share of its scales at their floor."""
     x, y, noise = batch
-    part = estimate(model, x, importance_samples, max(importance_samples, DRAWS), noise, y)
+    columns = estimate(model, x, importance_samples, max(importance_samples, DRAWS), noise, y).columns()
     mean = model.encode(x, y=y).mean
     floor = model.likelihood.fraction_at_floor(model.decode(mean, y=y))
-    return part, mean, None if floor is None else floor * len(x)
+    return columns | {"latents": mean} | ({} if floor is None else {"at_floor": floor.double().expand(len(x))})
 
 
 @torch.no_grad()
