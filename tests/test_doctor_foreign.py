@@ -387,6 +387,50 @@ SICK_MODELS: dict[str, tuple[str, Changes, str, str]] = {
         "output-range",
         "",
     ),
+    "dropout on z": (
+        "classic",
+        (("self.decode(z)", "self.decode(F.dropout(z, 0.2, self.training))"),),
+        "altered-latent",
+        "F.dropout(z, 0.2",
+    ),
+    "a sphere for z": ("classic", (("self.decode(z)", "self.decode(F.normalize(z))"),), "altered-latent", "normalize"),
+    "tanh of z": (
+        "listed",
+        (("self.decoder(eps", "self.decoder((eps"), ("exp() + mu", "exp() + mu).tanh()")),
+        "altered-latent",
+        "tanh()",
+    ),
+    "batch normalization of z": (
+        "sequential",
+        (("nn.Linear(latent, 50), nn.ReLU()", "nn.BatchNorm1d(latent), nn.Linear(latent, 50), nn.ReLU()"),),
+        "altered-latent",
+        "self.dec(z)",
+    ),
+    "eval in forward": (
+        "sequential",
+        (("        m, lv = ", "        self.eval()\n        m, lv = "),),
+        "changed-mode",
+        "self.eval()",
+    ),
+    "a frozen encoder": (
+        "classic",
+        (
+            (
+                "    def encode(",
+                "        for layer in (self.fc1, self.fc21, self.fc22):\n"
+                "            layer.requires_grad_(False)\n\n"
+                "    def encode(",
+            ),
+        ),
+        "no-gradient",
+        "layer.requires_grad_(False)",
+    ),
+    "encode under no_grad": (
+        "classic",
+        (("        mu, logvar = self", "        with torch.no_grad():\n            mu, logvar = self"),),
+        "no-gradient",
+        "with torch.no_grad():",
+    ),
     "nan": (
         "classic",
         (("return torch.sigmoid", "return 0 * z[:, :1].abs().neg().sqrt() + torch.sigmoid"),),
@@ -715,6 +759,22 @@ def test_a_class_of_a_notebook_is_examined_though_it_has_no_file(
 def test_a_model_that_can_be_called_only_once_is_examined(examine: Examine) -> None:
     once = "assert not hasattr(self, 'called')\n        self.called = True\n        mu, logvar ="
     assert names(examine("classic", ("mu, logvar = self.encode", f"{once} self.encode"))) == []
+
+
+def test_free_bits_are_not_taken_for_a_lost_gradient(examine: Examine) -> None:
+    """The KL is flat where it is below the bits that are free."""
+    kl = "-0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())"
+    free = "torch.clamp(-0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).mean(0), min=0.1).sum() * len(mu)"
+    assert names(examine("classic", (kl, free))) == []
+
+
+def test_a_factor_is_not_taken_for_means_that_would_make_the_same(examine: Examine) -> None:
+    """64 pixels over 8 latents are 8, too."""
+    found = examine("classic", ("return BCE + KLD", "return BCE + 8 * KLD"))["effective-beta"]
+    assert found.cause.startswith("a factor of 8 between the two terms") and "8 * KLD" in found.remedy
+    means = (('reduction="sum"', 'reduction="mean"'), ("torch.sum(1", "torch.mean(1"))
+    found = examine("classic", *means)["effective-beta"]
+    assert found.evidence["beta"] == pytest.approx(8) and "averaged over the 8 latents" in found.cause
 
 
 def test_the_half_of_the_kl_is_not_taken_for_its_weight(examine: Examine) -> None:
@@ -1172,6 +1232,8 @@ def test_a_loss_is_taken_apart(loss: Any, distance: str, weight: float, kl: str,
 # -- what cannot be examined, and the command line -----------------------------------------------------------------
 
 REFUSED: dict[str, tuple[Changes, str]] = {
+    "several draws": ((("mu + eps * std", "mu + torch.randn(5, *std.shape) * std"),),
+                      r"forward returns 5 reconstructions of each example, \[5, 38, 64\] for 38 examples; give"),
     "arguments": ((("def __init__(self):", "def __init__(self, width):"),), "VAE wants width; add a function without"),
     "other data": ((("64", "784"),), "does not take examples of shape \\[1, 8, 8\\]"),
     "a shape inside": ((("self.fc22 = nn.Linear(40, 8)", "self.fc22 = nn.Linear(40, 7)"),),

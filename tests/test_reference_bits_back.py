@@ -161,7 +161,7 @@ WRONG = [
     ("torch.arange(BUCKETS) + 0.5)", "0.8 * torch.arange(BUCKETS) + 0.5)"),
     ("BUCKETS = 2**8", "BUCKETS = 2**3"),
     ("white = (-model.decoder(CENTERS[z])).sigmoid()", "white = (-1.2 * model.decoder(CENTERS[z])).sigmoid()"),
-    ("clamp(1, UNIT - 1)", "clamp(2**12, UNIT - 1)"),
+    ("clamp(1, UNIT - 1)", "clamp(2**14, UNIT - 1)"),
     ("INITIAL_BITS = 128", "INITIAL_BITS = 8"),
     ("kl = 0.5 *", "kl = 0.4 *"),
 ]

@@ -16,6 +16,11 @@ def makes(call: Call) -> bool:
     return call.name.startswith(_MAKES)
 
 
+def keeps_values(call: Call) -> bool:
+    """Whether it only gives the values another shape."""
+    return call.name in _SHAPES
+
+
 def after(calls: list[Call], sources: Iterable[Tensor]) -> set[int]:
     """The ids of the sources, and of all tensors that their values flow into."""
     found = {id(one) for one in sources}

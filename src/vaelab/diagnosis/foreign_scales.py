@@ -80,7 +80,7 @@ def _explained(p: Patient, loss: LossTerms, natural: float = 1.0) -> _Cause:
     rest = loss.ratio / p.batch**by_batch
     over_pixels, over_latents, left = next(
         ((a, b, f) for f in (1, 2, 0.5) for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))
-         if math.isclose(rest, p.pixels**a / p.latents**b * f, rel_tol=1e-3)),
+         if math.isclose(rest, p.pixels**a / p.latents**b * f, rel_tol=1e-3) and _may_average(loss, b)),
         _as_written(p, loss, rest, natural),
     )  # fmt: skip
     batch = f"the batch of {p.batch}"
@@ -101,6 +101,11 @@ def _explained(p: Patient, loss: LossTerms, natural: float = 1.0) -> _Cause:
             for name, over in (("reconstruction term", first), ("KL", second))]  # fmt: skip
     words = ", ".join(told) + ("" if left == 1 else f", and there is a factor of {left:.3g}")
     return _Cause(words, True, _to_sum(p, loss, left), left)
+
+
+def _may_average(loss: LossTerms, over_latents: int) -> bool:
+    """Whether the KL's weight changes with the number of latents as such a mean would; True where that is not known."""
+    return loss.latents is None or math.isclose(loss.latents, -over_latents, abs_tol=0.05)
 
 
 def _as_written(p: Patient, loss: LossTerms, rest: float, natural: float) -> tuple[int, int, float]:

@@ -14,7 +14,7 @@ from vaelab.diagnosis.foreign_paths import after, before, break_of_gradient, las
 from vaelab.diagnosis.model_file import Output
 from vaelab.diagnosis.patient import Patient
 from vaelab.diagnosis.reading import as_vector, gradients
-from vaelab.diagnosis.source_lines import assigned, change, line_of
+from vaelab.diagnosis.source_lines import assigned, change, line_of, text_of
 from vaelab.diagnosis.tracing import Call, Tracer
 
 ILLNESSES = (
@@ -106,7 +106,7 @@ def gradient(p: Patient) -> Iterator[Finding]:
     if detached == ["log-variance"] and (cut := _cut(p, seen, found)):
         yield cut
     elif detached:
-        yield _detached(detached, break_of_gradient(before(seen.calls, p.reading.pick(found)[1:])))
+        yield _detached(p, detached, before(seen.calls, p.reading.pick(found)[1:]))
     elif lost or (lost := ["log-variance"] * _unscaled(p, found, weights)):
         yield _lost(p, seen, found, lost, (len(of_mean | of_spread), len((of_mean | of_spread) & reached)))
     else:
@@ -163,11 +163,31 @@ def _finding(message: str, evidence: dict[str, Any], call: Call | None, cause: s
     return Finding("no-gradient", "error", message, evidence, cause, change(call, _reparameterized, otherwise))
 
 
-def _detached(names: list[str], call: Call | None) -> Finding:
-    subject = f"The {' and '.join(names)} {'comes' if len(names) == 1 else 'come'}"
-    message = f"{subject} out of forward cut off from the weights: no gradient flows back."
-    cause = "detach, .data or torch.no_grad on the way"
-    return _finding(message, {"lost": names}, _opening(call), cause, "let the gradient pass here")
+def _detached(p: Patient, names: list[str], path: list[Call]) -> Finding:
+    what, plural = " and ".join(names), len(names) > 1
+    used = [one for call in path for one in call.inputs if isinstance(one, nn.Parameter)]
+    if used and not any(one.requires_grad for one in used):
+        where, text = p.source_line("requires_grad")
+        return Finding(
+            "no-gradient",
+            "warning",
+            f"All weights that make the {what} are frozen: training leaves them as they were drawn, or loaded.",
+            {"lost": names, "line": where},
+            "requires_grad=False",
+            f"{where}: let them have a gradient while the VAE is trained  (there stands: {text})"
+            if where
+            else "Set requires_grad_(True) on them, unless it is meant so.",
+        )
+    call = _opening(break_of_gradient(path))
+    message = (
+        f"The {what} {'come' if plural else 'comes'} out of forward cut off from the weights: no gradient flows back."
+    )
+    cause, otherwise = "detach, .data or torch.no_grad on the way", "let the gradient pass here"
+    where, text = p.source_line("no_grad", "inference_mode", "set_grad_enabled(False")
+    if where and call and not re.search(rf"{_NO_GRADIENT}|detach|\.data\b", text_of(call)):  # opened by a caller
+        told = f"{where}: {otherwise}  (there stands: {text})"
+        return Finding("no-gradient", "error", message, {"lost": names, "line": where, "call": "no_grad"}, cause, told)
+    return _finding(message, {"lost": names}, call, cause, otherwise)
 
 
 def _lost(p: Patient, seen: Tracer, found: list[Output], lost: list[str], count: tuple[int, int]) -> Finding:

@@ -96,6 +96,21 @@ class Probe:
         )
         return first, second
 
+    def exponent_of_latents(self, weight: float) -> float | None:
+        """By which power of the number of latents the KL's weight goes: −1 for a mean over them, 0 for a sum.
+
+        None where the loss does not take fewer of them.
+        """
+        number = self.mean.shape[1]
+        if number < 2 or not weight:
+            return None
+        fewer = Probe(self.loss, *self.real, self.mean[:, : number // 2], self.spread[:, : number // 2])
+        try:
+            own = fewer.kl().weight
+        except Exception:  # noqa: BLE001 - somebody's code may raise anything
+            return None
+        return math.log(abs(weight / own)) / math.log(number / (number // 2)) if own else None
+
     def distance(self, names: list[str] | None = None) -> tuple[str | None, float]:
         """Which ℓ it is, and the weight of one pixel."""
         rows: list[tuple[float, float, float]] = []
@@ -240,24 +255,32 @@ class Probe:
         return math.isclose(given, turned, rel_tol=1e-9) and not math.isclose(given, other, rel_tol=1e-6)
 
     def ungraded(self) -> list[str]:
-        """What the loss depends on, but passes no gradient to."""
+        """What the loss depends on, but passes no gradient to.
+
+        It is asked at two points: free bits have a KL that is flat where it is small.
+        """
         x = self.x * (0.6 if self.targets == TARGETS else 1)
-        at = {
-            "reconstruction": self.reconstruction.clone(),
-            "mean": torch.full_like(self.mean, 0.3),
-            "log-variance": torch.full_like(self.spread, 0.4),
-        }
+
+        def at(reconstruction: float, mean: float, spread: float) -> dict[str, Tensor]:
+            return {
+                "reconstruction": torch.full_like(self.reconstruction, reconstruction),
+                "mean": torch.full_like(self.mean, mean),
+                "log-variance": torch.full_like(self.spread, spread),
+            }
 
         def loss(arguments: dict[str, Tensor]) -> Tensor:
             return self.loss(arguments["reconstruction"], x, arguments["mean"], arguments["log-variance"])
 
-        arguments = {name: one.clone().requires_grad_() for name, one in at.items()}
-        value = loss(arguments)
-        grads: list[Tensor | None] = [None] * len(at)
-        if value.requires_grad:
-            grads = [*torch.autograd.grad(value, list(arguments.values()), allow_unused=True)]
-        lost = [name for name, grad in zip(at, grads, strict=True) if not _any(grad)]
-        return [name for name in lost if float(loss(at | {name: at[name] + 0.1}).detach()) != float(value.detach())]
+        near, far = at(0.5, 0.3, 0.4), at(0.8, 2.0, 1.5)
+        graded: set[str] = set()
+        for point in (near, far):
+            arguments = {name: one.clone().requires_grad_() for name, one in point.items()}
+            value = loss(arguments)
+            if value.requires_grad:
+                grads = torch.autograd.grad(value, list(arguments.values()), allow_unused=True)
+                graded |= {name for name, grad in zip(point, grads, strict=True) if _any(grad)}
+        there = float(loss(near).detach())
+        return [name for name in near if name not in graded and float(loss(near | {name: far[name]}).detach()) != there]
 
     def scale_weight(self, weights: list[nn.Parameter], distance: str) -> float | None:
         """The weight w of ln σ in one pixel; None where the loss learns no scale.

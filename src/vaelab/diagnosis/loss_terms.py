@@ -29,6 +29,7 @@ class LossTerms:
         kl: what it makes of mean and log-variance.
         batch: exponents of the number of examples in both weights: (−1, 0) if ℓ is averaged over the batch and the KL
             summed.
+        latents: the same exponent of the number of latents, in the KL's weight; None where it could not be asked.
         tracer: the calls of torch in a call with real examples.
         broadcasts: whether reconstructions meet other examples than their own: "shapes" where those are mixed up
             without an error, "order" where the loss does not change with the order of the examples; else empty.
@@ -47,6 +48,7 @@ class LossTerms:
     weight: float
     kl: Kl
     batch: tuple[float, float]
+    latents: float | None
     tracer: Tracer
     broadcasts: str
     ungraded: list[str]
@@ -143,6 +145,7 @@ def take_apart(loss: Loss, reconstruction: Tensor, x: Tensor, mean: Tensor, spre
         weight,
         kl,
         batch=probe.halved().exponents(weight, kl.weight, distance) if distance else (0, 0),
+        latents=probe.exponent_of_latents(kl.weight),
         tracer=tracer,
         broadcasts=probe.broadcasts(),
         ungraded=probe.ungraded(),

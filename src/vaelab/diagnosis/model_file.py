@@ -332,6 +332,13 @@ def fit(model: nn.Module, x: Tensor) -> Subject:
         if any(len(one.tensor) == len(x) and one.tensor[0].numel() == x[0].numel() for one in found if one.tensor.ndim):
             return subject
         shapes = ", ".join(str(list(one.tensor.shape)) for one in found)
+        several = next((one.tensor for one in found if _are_several(one.tensor, x)), None)
+        if several is not None:
+            raise InputError(
+                f"{type(model).__name__}: forward returns {several.numel() // x.numel()} reconstructions of each "
+                f"example, {list(several.shape)} for {len(x)} examples; give --model one that returns that of one "
+                "draw of z"
+            )
         errors.append(f"given {list(given.shape)}, it returns {shapes or 'no tensors'}: no reconstruction among them")
     if len(failures) == len(errors):
         _of_forward(type(model).__name__, failures)
@@ -339,6 +346,13 @@ def fit(model: nn.Module, x: Tensor) -> Subject:
         f"{type(model).__name__} does not take examples of shape {list(x.shape[1:])}: {errors[0]}; give --data that it "
         "was made for, or make it for these"
     )
+
+
+def _are_several(output: Tensor, x: Tensor) -> bool:
+    """Whether it holds each example several times: [B, S, ...] or [S, B, ...] for x [B, ...]."""
+    times, left = divmod(output.numel(), x.numel())
+    shapes = [times, len(x)], [len(x), times]
+    return times > 1 and not left and output.ndim > 2 and [*output.shape[:2]] in shapes
 
 
 def _of_forward(title: str, failures: list[tuple[int, Exception]]) -> None:
