@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +38,7 @@ from vaelab.diagnosis import (
     Finding,
     check_latents,
     check_likelihood,
+    check_scale,
     foreign,
     look,
     rate_weight,
@@ -124,7 +126,7 @@ _loaded: dict[Any, Dataset] = {}
 
 def hold(remedy: str, case: Case) -> None:
     """Parse a remedy as the command line does, and compose the model that it would train."""
-    line = remedy.rpartition("train again: ")[2]
+    line = remedy.splitlines()[-1].rpartition("train again: ")[2]
     if not line.startswith("vaelab "):
         assert line.startswith(("Nothing to do: ", "Mend these examples")), remedy
         return
@@ -578,6 +580,64 @@ def test_collapse_against_the_threshold_of_a_linear_vae(linear: Run, edited: Cal
     finding = found(with_columns(linear, edited, 6), "posterior-collapse", "warning")
     assert finding.evidence["linear_vae_uses"] == 9 and finding.evidence["active"] == 6
     assert "A linear VAE's optimum uses 9" in finding.message
+
+
+def plane(path: Path, scale: float, directions: int = 2, rows: int = 800) -> Path:
+    """Values of that scale in 10 columns, on a plane of so many directions but for noise; none is noise alone."""
+    noise = np.random.default_rng(0)
+    x = noise.normal(size=(rows, directions)) @ noise.normal(size=(directions, 10)) + 0.3 * noise.normal(
+        size=(rows, 10)
+    )
+    np.save(path, (scale * x).astype(np.float32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A run on values near a plane, which two of its fifty latents follow."""
+    folder = tmp_path_factory.mktemp("plane")
+    data = plane(folder / "x.npy", 1.0, rows=2000)
+    run = vaelab.train("vae", data=data, epochs=60, out=folder / "run", progress=False)
+    return look(run, run.data())
+
+
+def test_as_many_latents_as_the_data_have_directions_are_no_collapse(flat: Case) -> None:
+    """σ² is the mean of the eigenvalues that are left, so half of these exceed it, by chance and to no avail."""
+    assert flat.evaluation.active_units == 2
+    finding = found(flat, "posterior-collapse", "info")
+    assert finding.evidence["linear_vae_uses"] > 2 and "Beyond the first 2 they exceed it" in finding.message
+    one = replace(flat, evaluation=replace(flat.evaluation, active_units=1))
+    assert found(one, "posterior-collapse", "warning").evidence["active"] == 1
+
+
+def test_values_with_nothing_in_common_have_no_collapse_to_mend(tmp_path: Path) -> None:
+    keys = {"network.hidden": [32], "model.latent_dim": 4}
+    run = vaelab.train("vae", data=plane(tmp_path / "x.npy", 1.0, directions=0), epochs=40, out=tmp_path / "run",
+                       overrides=keys, progress=False)  # fmt: skip
+    finding = found(look(run, run.data()), "posterior-collapse", "warning")
+    assert "no direction of the data stands out" in finding.cause and "warmup" not in finding.remedy
+
+
+@pytest.mark.usefixtures("with_reports")
+def test_values_far_from_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The remedy is carried out as it is printed, and the latents come to life."""
+    data = plane(tmp_path / "my x.npy", 1e-4)
+    keys = {"network.hidden": [32], "model.latent_dim": 4}
+    run = vaelab.train("vae", data=data, epochs=60, out=tmp_path / "run", overrides=keys, progress=False)
+    case = look(run, run.data())
+    assert case.evaluation.active_units == 0
+    (first,) = check_scale.unscaled(case)
+    shown = str(first).partition("remedy: ")[2].replace(" \\\n", " ")
+    made, again = (line.strip() for line in shown.splitlines())
+    subprocess.run([sys.executable, *shlex.split(made)[1:]], check=True)
+    assert 10**-0.5 < np.median(np.load(tmp_path / "my x-scaled.npy").std(0)) < 10**0.5
+    finding = found(case, "unscaled-data", "warning")
+    assert finding.evidence["standard_deviation"] == pytest.approx(np.median(np.load(data).std(0)), rel=0.1)
+    assert "cannot be below 0.001" in finding.message
+    assert found(case, "posterior-collapse", "error").remedy == finding.remedy
+    assert call(monkeypatch, capsys, *shlex.split(again)[1:], "--out", tmp_path / "mended")[0] == 0
+    mended = Run.open(tmp_path / "mended")
+    assert look(mended, mended.data()).evaluation.active_units >= 2
 
 
 def test_too_few_latents(digits_run: Run, edited: Callable[..., Case]) -> None:

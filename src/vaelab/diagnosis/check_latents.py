@@ -1,5 +1,6 @@
 """What the latents say, and whether draws of them can be trusted."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor
 from vaelab.diagnosis import drawings
 from vaelab.diagnosis.case import DRAWS, EXAMPLES, IMPORTANCE_SAMPLES, Case, few
 from vaelab.diagnosis.check_curves import hardly_trained, longer, more_epochs
-from vaelab.diagnosis.findings import Finding, Illness, Plot
+from vaelab.diagnosis.check_scale import scale_of, scaled
+from vaelab.diagnosis.findings import Finding, Illness, Plot, Severity
 from vaelab.diagnosis.rate_weight import fixed_scale, in_warmup, rate_weight
 from vaelab.evaluation.likelihood import UNTRUSTED, importance_weighted_bounds
 from vaelab.likelihoods import Gaussian
@@ -35,8 +37,9 @@ ILLNESSES = (
         "latents that say nothing",
         f"error: none has Var(E[z|x]) > 0.01 (Burda et al. 2016); warning: at most {FEW_LATENTS:.0%} have, of ten "
         f"or more, or all together carry less than {LITTLE:g} nats, or a linear VAE has less than {BEHIND:.0%} of "
-        "those of its optimum; info: some have not. A linear VAE uses a latent where an eigenvalue of the data's "
-        "covariance exceeds β σ² (Lucas et al. 2019), which is told wherever the likelihood is Gaussian with one σ",
+        "those of its optimum; info: some have not, or have as many as exceed β σ² by more than chance. A linear VAE "
+        "uses a latent where an eigenvalue of the data's covariance exceeds β σ² (Lucas et al. 2019), which is told "
+        "wherever the likelihood is Gaussian with one σ",
     ),
     Illness(
         "latent-dimension-small",
@@ -78,19 +81,23 @@ def collapse(case: Case) -> Iterator[Finding]:
     used, count, rate = case.evaluation.active_units, case.evaluation.latent_dim, case.evaluation.rate
     if used is None or rate is None or "reparameterized" not in case.model.provides:
         return
-    scarce, little = used <= FEW_LATENTS * count, rate < LITTLE
+    little = rate < LITTLE
     if used == count and not little:
         return
     silent = (~case.active).nonzero().flatten().tolist()
-    optimum = linear_optimum(case)
+    optimum, sure = linear_optimum(case), _beyond_chance(case)
     evidence: dict[str, Any] = {"active": used, "latents": count, "silent": silent, "rate": rate}
     theory, behind = "", False
-    if optimum is not None:
+    if optimum is not None and sure is not None:
         evidence["linear_vae_uses"] = min(optimum, count)
         theory = f" A linear VAE's optimum uses {min(optimum, count)}: so many eigenvalues of the data exceed β σ²."
-        behind = case.run.config.name("network") == "linear" and used < BEHIND * min(optimum, count)
-    grave = little or behind or (scarce and count >= 10)
-    severity = "error" if used == 0 else "warning" if grave else "info"
+        if sure <= used < optimum:
+            theory += f" Beyond the first {sure} they exceed it by no more than chance would have it."
+        behind = case.run.config.name("network") == "linear" and used < min(BEHIND * optimum, BEHIND * count, sure)
+    scarce = count >= 10 and used <= FEW_LATENTS * count and (sure is None or used < min(sure, count))
+    nothing = sure == 0 and case.beta <= 1 and fixed_scale(case) is None and scale_of(case) is None
+    severity = "warning" if little or behind or scarce or nothing else "info"
+    severity = "error" if used == 0 and not nothing else severity
     if severity == "info" and hardly_trained(case):
         return
     told = f"{used} of {count} latents are active."
@@ -106,14 +113,27 @@ def collapse(case: Case) -> Iterator[Finding]:
         severity,
         told + theory,
         evidence,
-        "too much weight on the rate, a fixed σ that is too large, or too little training; a latent pays only where it "
-        "saves more than it costs",
-        "Nothing to do: silent latents cost time, and no likelihood."
-        if severity == "info"
-        else longer(case)
-        if hardly_trained(case) and case.beta <= 1 and fixed_scale(case) is None
-        else _against_collapse(case),
+        *_cause_and_remedy(case, severity, nothing),
         drawings.kl(case.kl, case.active, "posterior-collapse"),
+    )
+
+
+def _cause_and_remedy(case: Case, severity: Severity, nothing: bool) -> tuple[str, str]:
+    pays = "a latent pays only where it saves more nats than it costs"
+    if severity == "info":
+        return pays, "Nothing to do: silent latents cost time, and no likelihood."
+    if nothing:
+        return (
+            "no direction of the data stands out by more than chance would have it: what the values have in common, if "
+            "anything, is no straight line",
+            longer(case),
+        )
+    if (spread := scale_of(case)) is not None:
+        return "values of a scale that networks do not begin with", scaled(case, spread)
+    few_updates = hardly_trained(case) and case.beta <= 1 and fixed_scale(case) is None
+    return (
+        f"too much weight on the rate, a fixed σ that is too large, or too little training; {pays}",
+        longer(case) if few_updates else _against_collapse(case),
     )
 
 
@@ -137,9 +157,27 @@ def linear_optimum(case: Case) -> int | None:
     likelihood = case.decoded[1]
     if not isinstance(likelihood, Gaussian) or likelihood.scale.numel() != 1:
         return None
+    return int((_over_noise(case, float(likelihood.scale))[0] > 1).sum())
+
+
+def _over_noise(case: Case, scale: float) -> tuple[Tensor, int]:
+    """Eigenvalues of the training data's covariance over β σ², and of how many examples they are."""
     x = few(case.training_examples(EXAMPLES), EXAMPLES)[0].flatten(1).double()
-    eigenvalues = torch.linalg.svdvals(x - x.mean(0)).square() / len(x)
-    return int((eigenvalues > case.beta * float(likelihood.scale) ** 2).sum())
+    return torch.linalg.svdvals(x - x.mean(0)).square() / len(x) / (case.beta * scale**2), len(x)
+
+
+def _beyond_chance(case: Case) -> int | None:
+    """How many of these exceed β σ² by more than chance has it; None where a linear VAE's optimum is not known.
+
+    All do of a σ that is fixed. A σ that is learned is the root of the mean of what is left, which half of it always
+    exceeds a little. Of n draws of independent noise in d columns the largest eigenvalue is (1 + √(d / n))² times the
+    variance (Marchenko and Pastur 1967).
+    """
+    optimum = linear_optimum(case)
+    if optimum is None or fixed_scale(case) is not None:
+        return optimum
+    ratios, examples = _over_noise(case, float(case.decoded[1].scale))  # pyright: ignore[reportAttributeAccessIssue]
+    return int((ratios > (1 + math.sqrt(len(ratios) / examples)) ** 2).sum())
 
 
 def dimension(case: Case) -> Iterator[Finding]:

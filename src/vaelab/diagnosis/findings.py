@@ -74,7 +74,7 @@ def _wrapped(text: str, first: str, rest: str) -> list[str]:
 
     A command is broken between its words alone: within quotes a backslash would be one of the characters.
     """
-    command = text.startswith("vaelab ")
+    command = text.startswith(("vaelab ", "python "))
     if command:
         text = " ".join(shlex.quote(word).replace(" ", "\0") for word in shlex.split(text))
     lines = textwrap.wrap(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from vaelab.diagnosis import check_curves, check_latents, check_likelihood, check_training
+from vaelab.diagnosis import check_curves, check_latents, check_likelihood, check_scale, check_training
 from vaelab.diagnosis.case import Case
 from vaelab.diagnosis.findings import Finding, ordered
 
@@ -11,6 +11,7 @@ ILLNESSES = (
     *check_curves.ILLNESSES,
     *check_latents.ILLNESSES,
     *check_likelihood.ILLNESSES,
+    *check_scale.ILLNESSES,
 )
 """What is looked for in a run."""
 
@@ -19,6 +20,7 @@ Check = Callable[[Case], Iterator[Finding]]
 _ALWAYS: tuple[Check, ...] = (check_training.training_end, check_training.skipped_updates)
 _OF_NUMBERS: tuple[Check, ...] = (
     check_training.no_validation,
+    check_scale.unscaled,
     check_curves.over_fitting,
     check_curves.under_training,
     check_curves.rising_kl,
