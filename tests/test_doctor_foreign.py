@@ -115,6 +115,7 @@ def test_a_correct_model_raises_no_alarm_and_its_outputs_are_told_apart(
         assert tuple(evidence[key] for key in keys) == OUTPUTS[style]
 
 
+RAND = "torch.randn_like(std)", "torch.rand_like(std)"
 LEFT_ALONE: dict[str, tuple[str, Changes]] = {
     "grey levels": ("classic", ()),
     "a log-stddev that the loss knows of": (
@@ -191,6 +192,37 @@ LEFT_ALONE: dict[str, tuple[str, Changes]] = {
             ("torch.randn_like(std)", "torch.randn(std.shape, generator=self.drawing)"),
         ),
     ),
+    "z beside a function of it": (
+        "classic",
+        (("nn.Linear(8, 40)", "nn.Linear(16, 40)"), ("decode(z)", "decode(torch.cat([torch.tanh(z), z], 1))")),
+    ),
+    "a residual that begins with a normalization": (
+        "classic",
+        (("decode(z)", "decode(z + torch.tanh(F.layer_norm(z, (8,))))"),),
+    ),
+    "dropout of nothing": ("classic", (("self.decode(z)", "self.decode(F.dropout(z, 0.0, self.training))"),)),
+    "a frozen part in evaluation mode": (
+        "sequential",
+        (("        m, lv = ", "        self.enc[2].requires_grad_(False).eval()\n        m, lv = "),),
+    ),
+    "two reconstructions, of which one is cut": (
+        "classic",
+        (("return self.decode(z), mu, logvar", "r = self.decode(z)\n        return (r > 0.5).float(), r, mu, logvar"),),
+    ),
+    "two reconstructions, of which one is true or false": (
+        "classic",
+        (("return self.decode(z), mu, logvar", "r = self.decode(z)\n        return r > 0.5, r, mu, logvar"),),
+    ),
+    "probabilities before logits": (
+        "sequential",
+        (("return {", "r = self.dec(z).view(x.shape)\n        return {\"logits\": r, \"p\": torch.sigmoid(r), "),
+         ('"logits": self.dec(z).view(x.shape), ', "")),
+    ),
+    "draws and their opposites": (
+        "classic",
+        ((RAND[0], "torch.randn(len(std) // 2, 8).repeat(2, 1) * (1 - 2 * (torch.arange(len(std)) >= len(std) // 2)"
+          ".float()[:, None])"),),
+    ),
     "noise on the examples": (
         "classic",
         (("mu, logvar = self.encode(x", "mu, logvar = self.encode(0.2 * torch.randn_like(x).view(-1, 64) + x"),),
@@ -218,7 +250,6 @@ def test_what_is_unusual_but_right_is_left_alone(what: str, examine: Examine) ->
 
 # -- mistakes in forward -------------------------------------------------------------------------------------------
 
-RAND = "torch.randn_like(std)", "torch.rand_like(std)"
 EXP = "torch.exp(0.5 * logvar)"
 SICK_MODELS: dict[str, tuple[str, Changes, str, str]] = {
     # what: style, replacements, the finding, what stands in the line that it names ("" if it names none)
@@ -405,6 +436,30 @@ SICK_MODELS: dict[str, tuple[str, Changes, str, str]] = {
         (("nn.Linear(latent, 50), nn.ReLU()", "nn.BatchNorm1d(latent), nn.Linear(latent, 50), nn.ReLU()"),),
         "altered-latent",
         "self.dec(z)",
+    ),
+    "z over its length": (
+        "classic",
+        (("self.decode(z)", "self.decode(z / z.norm(dim=1, keepdim=True))"),),
+        "altered-latent",
+        "z.norm(",
+    ),
+    "relu of z, in place": (
+        "sequential",
+        (("nn.Linear(latent, 50), nn.ReLU()", "nn.ReLU(inplace=True), nn.Linear(latent, 50), nn.ReLU()"),),
+        "altered-latent",
+        "self.dec(z)",
+    ),
+    "tanh of z, whose noise is like the mean": (
+        "classic",
+        (("self.decode(z)", "self.decode(torch.tanh(z))"), ("randn_like(std)", "randn_like(mu)")),
+        "altered-latent",
+        "torch.tanh(z)",
+    ),
+    "eval of a part": (
+        "sequential",
+        (("        m, lv = ", "        self.enc.train(False)\n        m, lv = "),),
+        "changed-mode",
+        "self.enc.train(False)",
     ),
     "eval in forward": (
         "sequential",
@@ -761,11 +816,23 @@ def test_a_model_that_can_be_called_only_once_is_examined(examine: Examine) -> N
     assert names(examine("classic", ("mu, logvar = self.encode", f"{once} self.encode"))) == []
 
 
-def test_free_bits_are_not_taken_for_a_lost_gradient(examine: Examine) -> None:
-    """The KL is flat where it is below the bits that are free."""
-    kl = "-0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())"
-    free = "torch.clamp(-0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).mean(0), min=0.1).sum() * len(mu)"
-    assert names(examine("classic", (kl, free))) == []
+EACH = "(-0.5 * (1 + logvar - mu.pow(2) - logvar.exp()))"
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        f"torch.clamp({EACH}.mean(0), min=0.1).sum() * len(mu)",
+        f"torch.clamp({EACH}.mean(0), min=0.5).sum() * len(mu)",
+        f"torch.clamp({EACH}.sum(1).mean(), min=3) * len(mu)",
+        f"(({EACH} > 0.5).float() * {EACH}).sum()",
+        f"10 * ({EACH}.sum(1).mean() - 5).abs() * len(mu)",
+    ],
+)
+def test_a_kl_that_is_flat_or_falls_where_it_is_small_is_no_mistake(free: str, examine: Examine) -> None:
+    """Free bits, and a capacity (Burgess et al. 2018)."""
+    found = examine("classic", ("-0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())", free))
+    assert names(found) == [] and "unrecognized-loss" in found, str(found)
 
 
 def test_a_factor_is_not_taken_for_means_that_would_make_the_same(examine: Examine) -> None:
@@ -1033,6 +1100,15 @@ def test_another_number_than_that_of_the_pixels_is_told(examine: Examine) -> Non
     assert "multiplied by 784" in sick.cause and "multiply by 64 in place of 784" in sick.remedy
 
 
+def test_a_width_that_is_taken_for_the_number_of_pixels(examine: Examine) -> None:
+    """8 is the width, the number of latents, and 64 over 8."""
+    own = 'F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)'
+    width = "F.binary_cross_entropy_with_logits(logits, x) * x.shape[-1]"
+    (sick,) = examine("sequential", (own, width), ("latent=6", "latent=8")).alarms
+    assert sick.evidence["beta"] == pytest.approx(8)
+    assert "multiplied by 8" in sick.cause and "multiply by 64 in place of 8" in sick.remedy
+
+
 def test_an_average_of_normal_densities_is_made_a_sum_and_its_chosen_variance_kept(examine: Examine) -> None:
     own = 'rec = F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)'
     loss = "rec = F.gaussian_nll_loss(logits, x, torch.full_like(x, 0.04), full=True, reduction='mean')"
@@ -1234,6 +1310,8 @@ def test_a_loss_is_taken_apart(loss: Any, distance: str, weight: float, kl: str,
 REFUSED: dict[str, tuple[Changes, str]] = {
     "several draws": ((("mu + eps * std", "mu + torch.randn(5, *std.shape) * std"),),
                       r"forward returns 5 reconstructions of each example, \[5, 38, 64\] for 38 examples; give"),
+    "checkpoints": ((("self.fc1(x)", "torch.utils.checkpoint.checkpoint(self.fc1, x.requires_grad_(), "
+                      "use_reentrant=True)"),), "give it use_reentrant=False"),
     "arguments": ((("def __init__(self):", "def __init__(self, width):"),), "VAE wants width; add a function without"),
     "other data": ((("64", "784"),), "does not take examples of shape \\[1, 8, 8\\]"),
     "a shape inside": ((("self.fc22 = nn.Linear(40, 8)", "self.fc22 = nn.Linear(40, 7)"),),

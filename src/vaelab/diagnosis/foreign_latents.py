@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_paths import after, again, before, keeps_values, meeting, takes
+from vaelab.diagnosis.foreign_paths import after, again, before, keeps_values, makes, meeting, takes
 from vaelab.diagnosis.patient import Patient
-from vaelab.diagnosis.source_lines import change, leave, line_of
-from vaelab.diagnosis.tracing import tensors_in
+from vaelab.diagnosis.source_lines import change, leave, line_of, text_of
+from vaelab.diagnosis.tracing import Call, tensors_in
 
 _ALTERS = {
     "tanh": ("a tanh", "beyond ±2 all values of a latent look alike to the decoder"),
@@ -30,12 +30,14 @@ ILLNESSES = (
     Illness(
         "altered-latent",
         "a decoder that is given something else than z",
-        "warning: the first step after the draw is an activation, a normalization or dropout",
+        "warning: the first step after the draw is an activation, a normalization or dropout, and no part of z goes "
+        "another way",
     ),
     Illness(
         "changed-mode",
         "a forward that ends training mode",
-        "warning: the model has dropout or batch normalization, and is in evaluation mode after a call",
+        "warning: a part of the model with dropout or batch normalization is in evaluation mode after a call, and was "
+        "not before; frozen parts aside",
     ),
 )
 
@@ -45,44 +47,77 @@ def altered(p: Patient) -> Iterator[Finding]:
     if len(p.reading.noise.draws) != 1 or not p.reading.noise.reaches:
         return
     made = again(p.seen.calls, p.reading.noise.draws[0].call)
-    if made is not None and not takes(made, after(p.seen.calls, [p.mean.tensor])):  # unlike torch.normal(mean, std)
+    drawn_whole = made is not None and not makes(made) and takes(made, after(p.seen.calls, [p.mean.tensor]))
+    if made is not None and not drawn_whole:  # unlike torch.normal(mean, std)
         made = meeting(p.seen.calls, tensors_in([made.output]), [p.mean.tensor])
     if made is None:
         return
-    path = before(p.seen.calls, [p.reconstruction.tensor])
-    ids = after([call for call in path if keeps_values(call)], tensors_in([made.output]))
-    call = next((one for one in path if one is not made and not keeps_values(one) and takes(one, ids)), None)
-    if call is None or call.name not in _ALTERS:
+    path = [one for one in before(p.seen.calls, [p.reconstruction.tensor]) if one is not made]
+    call = _first_step(path, [*tensors_in([made.output])])
+    step = _step(path, call) if call else ""
+    if call is None or step not in _ALTERS:
         return
-    what, effect = _ALTERS[call.name]
+    what, effect = _ALTERS[step]
     yield Finding(
         "altered-latent",
         "warning",
         f"z goes through {what} before it reaches the decoder's weights: {effect}.",
-        {"step": call.name, "line": line_of(call)},
+        {"step": step, "line": line_of(call)},
         "a step that belongs to other networks, between the draw of z and the decoder",
         f"{change(call, leave, 'give the decoder z itself')}\nor, if it is meant so, have samples from the prior go "
         "through it too",
     )
 
 
+def _first_step(path: list[Call], z: list[Tensor]) -> Call | None:
+    """What z goes through first, if all of z does on its way to the reconstruction."""
+    shaped = after([call for call in path if keeps_values(call)], z)
+    call = next((one for one in path if not keeps_values(one) and not _is_length(one) and takes(one, shaped)), None)
+    if call is None or any(one is call.output for one in call.inputs):  # in place: there is no other z any more
+        return call
+    others = after([one for one in path if one is not call and not _is_length(one)], z)
+    return None if takes(path[-1], others) else call
+
+
+def _is_length(call: Call) -> bool:
+    return call.name in ("norm", "linalg_norm", "linalg_vector_norm", "vector_norm")
+
+
+def _step(path: list[Call], call: Call) -> str:
+    """What a call does, as a key of `_ALTERS` if it is one of these."""
+    if call.name in ("div", "__truediv__", "true_divide"):
+        lengths = after(path, [one.output for one in path if _is_length(one)])
+        return "normalize" if len(call.inputs) > 1 and id(call.inputs[1]) in lengths else ""
+    name = call.name.removesuffix("_")
+    if name == "dropout":  # dropout layers are turned off while a model is examined
+        share = call.args[1] if len(call.args) > 1 else call.kwargs.get("p", 0.5)
+        return "dropout" if share > 0 and "training=False" not in text_of(call).replace(" ", "") else ""
+    return name
+
+
 def mode(p: Patient) -> Iterator[Finding]:
-    """Is the model still in training mode after a call in it?"""
+    """Are the layers that tell training from evaluation still in training after a call in it?"""
     norm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
     dropout = nn.modules.dropout._DropoutNd  # pyright: ignore[reportPrivateUsage]
-    layers = [one for one in p.subject.last.modules() if isinstance(one, norm | dropout)]
-    if p.subject.last.training or not layers:
+    asleep = [one for one in p.subject.last.modules() if one in p.subject.awake and not one.training]
+    layers = {
+        inside
+        for one in asleep
+        for inside in one.modules()
+        if isinstance(inside, norm | dropout) and any(weight.requires_grad for weight in one.parameters())
+    }
+    if not layers:
         return
-    where, text = p.source_line(".eval()", ".train(False)")
+    where, text = p.source_line(".eval()", ".train(False)", ".train(mode=False)")
+    several = len(layers) > 1
     yield Finding(
         "changed-mode",
         "warning",
-        f"forward leaves the model in evaluation mode: its {len(layers)} "
-        f"{'layers' if len(layers) > 1 else 'layer'} of dropout or batch normalization never "
-        f"{'do' if len(layers) > 1 else 'does'} in training what "
-        f"{'they are' if len(layers) > 1 else 'it is'} there for.",
+        f"forward leaves {'the model' if p.subject.last in asleep else 'a part of the model'} in evaluation mode: its "
+        f"{len(layers)} {'layers' if several else 'layer'} of dropout or batch normalization never "
+        f"{'do' if several else 'does'} in training what {'they are' if several else 'it is'} there for.",
         {"layers": len(layers), "line": where},
-        "eval() is called inside of forward",
+        "evaluation mode is switched on inside of forward",
         f"{where}: call it where the model is evaluated, not in forward  (there stands: {text})"
         if where
         else "Call eval() where the model is evaluated, and train() where it is trained.",

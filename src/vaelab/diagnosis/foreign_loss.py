@@ -176,6 +176,7 @@ def gradient(p: Patient, loss: LossTerms) -> Iterator[Finding]:
     del p
     if loss.ungraded and loss.distance is not None:
         lost = [one for name, one in loss.by_name.items() if name in loss.ungraded]
+        within, opened = line_with(loss.function, "no_grad", "inference_mode")
         names, calls = ("item", "detach", "__get__", "tolist", "__float__"), loss.tracer.calls
         of_lost = after(calls, lost)
         call = next((one for one in calls if one.name in names and takes(one, of_lost)), loss.tracer.first(*names))
@@ -183,9 +184,11 @@ def gradient(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             "no-gradient",
             "error",
             f"The loss depends on {' and '.join(loss.ungraded)}, but passes no gradient there: training cannot see it.",
-            {"lost": loss.ungraded, "line": line_of(call)},
+            {"lost": loss.ungraded, "line": line_of(call) or within},
             "item, detach, .data or no_grad in the loss",
-            change(
+            f"{within}: leave out no_grad  (there stands: {opened})"
+            if within and call is None
+            else change(
                 call, lambda text: re.sub(r"\.(detach|item)\(\)|\.data\b", "", text), "keep the tensors as they are"
             ),
         )

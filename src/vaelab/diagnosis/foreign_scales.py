@@ -76,6 +76,10 @@ class _Cause:
 
 def _explained(p: Patient, loss: LossTerms, natural: float = 1.0) -> _Cause:
     """Why the ratio of the weights is not `natural`, a number above 0."""
+    count = multiplied(loss)
+    if count[0] not in (1, p.pixels) and math.isclose(loss.ratio * count[0], p.pixels, rel_tol=1e-3):
+        told = f"the mean over the {p.pixels} pixels is multiplied by {count[0]:g}"
+        return _Cause(told, False, [], loss.ratio, count)
     by_batch = loss.batch[1] - loss.batch[0]
     rest = loss.ratio / p.batch**by_batch
     over_pixels, over_latents, left = next(
@@ -92,10 +96,6 @@ def _explained(p: Patient, loss: LossTerms, natural: float = 1.0) -> _Cause:
             names = ["the KL" if one.of_kl else "the reconstruction term" for one in some]
             over = [f"{name} is averaged over {one.number:g} numbers" for name, one in zip(names, some, strict=True)]
             return _Cause(" and ".join(over), True, some, natural)
-        count = multiplied(loss)
-        if count[0] != p.pixels and math.isclose(loss.ratio * count[0], p.pixels, rel_tol=1e-3):
-            told = f"the mean over the {p.pixels} pixels is multiplied by {count[0]:g}"
-            return _Cause(told, False, [], loss.ratio, count)
         return _Cause(f"a factor of {loss.ratio:.3g} between the two terms", False, [], loss.ratio)
     told = [f"the {name} is averaged over {' and '.join(over)}" if over else f"the {name} is summed"
             for name, over in (("reconstruction term", first), ("KL", second))]  # fmt: skip

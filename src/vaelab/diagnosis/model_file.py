@@ -245,7 +245,7 @@ class Subject:
         """What it is called."""
         return type(self.model).__name__
 
-    def run(self, tracer: Tracer, scale: float = 1.0, signs: int | None = None) -> list[Output]:
+    def run(self, tracer: Tracer, scale: float = 1.0, signs: int | None = None, seed: int = 0) -> list[Output]:
         """Outputs of a copy in training mode without dropout.
 
         Dropout would be a second source of noise. Batch normalization stays as in training.
@@ -253,6 +253,7 @@ class Subject:
         Args:
             scale: what its weights are multiplied by.
             signs: seed of random signs for its weights; None leaves them.
+            seed: of what torch draws.
         """
         model = _copied(self.model).train()
         for module in model.modules():
@@ -266,7 +267,8 @@ class Subject:
                     sign = 1 if signs is None else torch.randn(parameter.shape, generator=noise).sign()
                     parameter.mul_(scale * sign)
         self.last, self.fed = model, self.x.clone()
-        with as_script(checks=not changed), tracer:
+        self.awake = {module for module in model.modules() if module.training}
+        with as_script(checks=not changed, seed=seed), tracer:
             found = self.taken_apart(model(self.fed))
         if not self.fed.equal(self.x):
             self.changed = next(filter(is_in_place, tracer.calls), None) or Call("", "", 0, [], None)

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from vaelab.diagnosis.foreign_paths import after, before, meeting, takes
 from vaelab.diagnosis.model_file import Output, Subject, is_in_place
 from vaelab.diagnosis.source_lines import line_of, text_of
-from vaelab.diagnosis.tracing import MOMENTS, Draw, Tracer
+from vaelab.diagnosis.tracing import MOMENTS, Call, Draw, Tracer
 from vaelab.errors import InputError
 
 READINGS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -128,7 +129,7 @@ def read(subject: Subject) -> Reading:
         )
     noise = Noise(draws, moved(still[reconstruction].tensor, loud[reconstruction].tensor))
     if not noise.reaches and not draws:
-        noise.reaches = moved(found[reconstruction].tensor, subject.run(Tracer())[reconstruction].tensor)
+        noise.reaches = moved(found[reconstruction].tensor, subject.run(Tracer(), seed=1)[reconstruction].tensor)
     noise.shared = bool(draws) and all(draw.values.numel() < shape.numel() for draw in draws)
     noise.repeats = bool(twice and draws) and all(
         a.values.equal(b.values) for a, b in zip(seen.draws, again.draws, strict=False) if of_latents(a.values)
@@ -167,12 +168,17 @@ def _by_shape(subject: Subject, found: list[Output]) -> tuple[int, list[int]]:
     """The place of the reconstruction, and of the outputs that are latents."""
     x = subject.x
     places = [n for n, one in enumerate(found) if one.tensor.ndim > 1 and len(one.tensor) == len(x)]
+    places = [n for n in places if found[n].tensor.is_floating_point()]
     places = [n for n in places if not (found[n].tensor.numel() == x.numel() and _same(found[n].tensor, x))]
     groups: dict[torch.Size, list[int]] = {}
     for place in places:
         groups.setdefault(found[place].tensor.shape, []).append(place)
     as_large = [n for n in places if found[n].tensor.numel() == x.numel()]
-    if len(as_large) > 1:  # as many latents as pixels: the reconstruction has a gradient with respect to the others
+    smaller = {shape: group for shape, group in groups.items() if len(group) > 1 and group[0] not in as_large}
+    if smaller:  # then what is as large as x are reconstructions, all of them
+        groups = smaller
+        as_large.sort(key=lambda n: not found[n].tensor.requires_grad)
+    elif len(as_large) > 1:  # as many latents as pixels: the reconstruction has a gradient with respect to the others
         as_large = [n for n in as_large if _depends(found[n].tensor, [found[m].tensor for m in as_large if m != n])]
     for reconstruction in as_large:
         latents = [
@@ -203,7 +209,15 @@ def gradients(reconstruction: Tensor, of: list[Tensor]) -> list[Tensor | None]:
     if not reconstruction.requires_grad or not wanted:
         return [None] * len(of)
     weights = torch.randn(reconstruction.shape, generator=torch.Generator().manual_seed(1))
-    found = iter(torch.autograd.grad((reconstruction * weights).sum(), wanted, allow_unused=True, retain_graph=True))
+    try:
+        grads = torch.autograd.grad((reconstruction * weights).sum(), wanted, allow_unused=True, retain_graph=True)
+    except RuntimeError as error:
+        if "checkpoint" not in str(error).lower():
+            raise
+        raise InputError(
+            "single gradients cannot pass torch.utils.checkpoint of the old kind; give it use_reentrant=False"
+        ) from error
+    found = iter(grads)
     every = [next(found) if one.requires_grad else None for one in of]
     return [None if one is None or not one.any() else one for one in every]
 
@@ -315,7 +329,7 @@ def _sample_noise(subject: Subject, reading: Reading, of_latents: Callable[[Tens
         drawn = [one.call.output for one in seen.draws if of_latents(one.values)]
         call = meeting(seen.calls, drawn, [mean])
         z = call.output if call else None
-        if not isinstance(z, Tensor) or z.shape != mean.shape:
+        if not isinstance(z, Tensor) or z.shape != mean.shape or any(map(partial(_changes, z), seen.calls)):
             return
         noisy = after(seen.calls, drawn)
         noise.turned = kinds == {"uniform"} and any(
@@ -328,6 +342,12 @@ def _sample_noise(subject: Subject, reading: Reading, of_latents: Callable[[Tens
     mean, stddev = float(standard.mean()), float(standard.std())
     if noise.mean is None or noise.stddev is None or max(abs(mean - noise.mean), abs(stddev - noise.stddev)) > LINE:
         noise.mean, noise.stddev = mean, stddev
+
+
+def _changes(z: Tensor, call: Call) -> bool:
+    """Whether a call changes z in place."""
+    in_place = is_in_place(call) or call.kwargs.get("inplace") is True
+    return in_place and call.output is not None and any(one is z for one in call.inputs[:1]) and call.name != "add_"
 
 
 def _beside(at_zero: Tensor, slope: Tensor, mean: Tensor, s: Tensor) -> str:
