@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ import vaelab
 from vaelab import cli, recipes
 from vaelab import data as datasets
 from vaelab.composition import compose, settle
-from vaelab.config import parse_override, resolve
+from vaelab.config import DataConfig, parse_override, resolve
 from vaelab.data import Dataset, Split
 from vaelab.diagnosis import (
     Case,
@@ -39,6 +40,7 @@ from vaelab.diagnosis import (
     check_latents,
     check_likelihood,
     check_scale,
+    check_training,
     foreign,
     look,
     rate_weight,
@@ -347,7 +349,10 @@ def test_training_that_was_cut_off(case: Case) -> None:
     finding = found(sick, "unfinished", "warning")
     assert finding.evidence == {"epochs": 50, "planned": 70}
     assert finding.remedy == f"vaelab train --resume --out {case.run}"
-    assert "before its first epoch" in found(replace(case, lines=[]), "unfinished", "warning").message
+    assert "through 70 epochs" in found(replace(case, lines=[]), "unfinished", "info").message  # metrics.jsonl is gone
+    nowhere = replace(case, lines=[], run=replace(case.run, path=case.run.path / "none"))
+    (finding,) = check_training.training_end(nowhere)
+    assert "before its first epoch" in finding.message and finding.severity == "warning"
 
 
 def with_beta(case: Case, beta: float) -> Case:
@@ -605,9 +610,31 @@ def test_as_many_latents_as_the_data_have_directions_are_no_collapse(flat: Case)
     """σ² is the mean of the eigenvalues that are left, so half of these exceed it, by chance and to no avail."""
     assert flat.evaluation.active_units == 2
     finding = found(flat, "posterior-collapse", "info")
-    assert finding.evidence["linear_vae_uses"] > 2 and "Beyond the first 2 they exceed it" in finding.message
+    assert finding.evidence["linear_vae_uses"] > 2 and "Beyond the first 2 none exceeds it by more" in finding.message
     one = replace(flat, evaluation=replace(flat.evaluation, active_units=1))
     assert found(one, "posterior-collapse", "warning").evidence["active"] == 1
+
+
+def test_one_latent_is_enough_for_data_of_one_direction_without_noise(tmp_path: Path) -> None:
+    """The errors of its reconstruction have a direction in common, for they are the fit's own."""
+    noise = np.random.default_rng(0)
+    x = noise.normal(size=(1500, 2)) @ noise.normal(size=(2, 8))
+    np.save(tmp_path / "x.npy", x.astype(np.float32))
+    keys = {"network.hidden": [64], "model.latent_dim": 2}
+    run = vaelab.train("vae", data=tmp_path / "x.npy", epochs=60, out=tmp_path / "run", overrides=keys, progress=False)
+    case = look(run, run.data())
+    assert check_latents.left_over(case) > 1.5 and case.kl is not None and case.kl.min() > 1.5
+    assert "latent-dimension-small" not in Diagnosis("", run_checks.examine(case))
+
+
+def test_a_few_values_far_out_do_not_make_the_scale(tmp_path: Path) -> None:
+    x = np.load(plane(tmp_path / "x.npy", 1.0))
+    x[3] = 1e6
+    np.save(tmp_path / "x.npy", x)
+    dataset = datasets.load(DataConfig(source=str(tmp_path / "x.npy")))
+    run = SimpleNamespace(config=SimpleNamespace(data=SimpleNamespace(seed=0)))
+    case: Any = SimpleNamespace(dataset=dataset, run=run, training_examples=dataset["train"].head)
+    assert check_scale.scale_of(case) is None
 
 
 def test_values_with_nothing_in_common_have_no_collapse_to_mend(tmp_path: Path) -> None:
@@ -796,7 +823,11 @@ def test_importance_sampling_that_is_not_to_be_trusted(well: Run, edited: Callab
         "importance_samples": 100,
         "untrusted": pytest.approx(expected.untrusted, rel=1e-6),
     }
-    assert finding.remedy.endswith("--split validation --importance-samples 5000") and drawn(finding)
+    assert finding.remedy.endswith("--split validation --method annealed --limit 100") and drawn(finding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(sick.model.latents), "holds", "categories")  # which gradients cannot move
+        (finding,) = check_latents.importance_sampling(sick)
+    assert finding.remedy.endswith("--split validation --importance-samples 5000")
     heavy = with_beta(sick, 20.0)  # draws are no remedy for what the objective asked for
     finding = found(heavy, "importance-sampling", "warning")
     assert finding.remedy == found(heavy, "effective-beta", "warning").remedy and "counted 20 times" in finding.cause

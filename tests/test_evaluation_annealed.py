@@ -205,6 +205,13 @@ def test_evaluate_anneals_a_run(digits_run: Run) -> None:
     assert max(map(len, str(found).splitlines())) <= 80
 
 
+def test_bounds_that_are_far_apart_come_with_a_warning(digits_run: Run) -> None:
+    hasty = evaluate(digits_run, limit=12, method="annealed", annealing=Annealing(chains=2, temperatures=2))
+    assert hasty.annealed is not None and hasty.annealed["width"] > 1
+    assert hasty.warning is not None and "use --temperatures 20" in hasty.warning
+    assert f"{hasty.annealed['width']:.3g} nats apart" in str(hasty).replace("\n", " ")
+
+
 def test_the_settings_of_another_method_are_refused(digits_run: Run) -> None:
     with pytest.raises(InputError, match="use --method annealed"):
         evaluate(digits_run, annealing=Annealing(chains=2))

@@ -105,6 +105,16 @@ def test_the_parts_of_categories_are_those_of_a_sum_over_all_of_them() -> None:
     assert whole == pytest.approx(found.rate, abs=1e-4)
 
 
+def test_a_mutual_information_at_its_bound_comes_with_a_warning(digits_run: Run) -> None:
+    few = evaluate(digits_run, limit=3, split_rate=True)
+    assert few.rate_split is not None and few.rate_split["mutual_information"] > math.log(3) - 0.5
+    assert few.warning is not None and few.warning.endswith("dimension-wise KL are smaller")
+    assert "at most ln 3 = 1.10 nats" in few.warning
+    many = evaluate(digits_run, split_rate=True)
+    assert many.rate_split is not None and many.rate_split["mutual_information"] < math.log(180) - 0.5
+    assert many.warning is None
+
+
 def test_examples_that_the_latents_tell_apart_have_the_information_ln_n() -> None:
     """I_q(x; z) ≤ ln N, with equality where no two posteriors overlap."""
     model = linear_gaussian(2, noise_variance=1e-8)

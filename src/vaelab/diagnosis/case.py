@@ -104,11 +104,20 @@ class Case:
     @property
     def first_skipped(self) -> str:
         """What training said of the first update that it skipped; empty if the checkpoint does not tell."""
+        return str(self._counters.get("first_skipped") or "")
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs the checkpoint has behind it; 0 if it does not tell."""
+        epoch = self._counters.get("epoch")
+        return epoch if isinstance(epoch, int) else 0
+
+    @property
+    def _counters(self) -> dict[str, Any]:
         try:
-            told = json.loads((self.run.path / "checkpoint" / "latest.json").read_text())
-            return told["counters"]["first_skipped"] or ""
+            return dict(json.loads((self.run.path / "checkpoint" / "latest.json").read_text())["counters"])
         except (OSError, ValueError, KeyError, TypeError):
-            return ""
+            return {}
 
     @property
     def resume(self) -> str:

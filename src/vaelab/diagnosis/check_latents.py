@@ -13,6 +13,8 @@ from vaelab.diagnosis.check_curves import hardly_trained, longer, more_epochs
 from vaelab.diagnosis.check_scale import scale_of, scaled
 from vaelab.diagnosis.findings import Finding, Illness, Plot, Severity
 from vaelab.diagnosis.rate_weight import fixed_scale, in_warmup, rate_weight
+from vaelab.errors import InputError
+from vaelab.evaluation.annealed import check_annealing
 from vaelab.evaluation.likelihood import UNTRUSTED, importance_weighted_bounds
 from vaelab.likelihoods import Gaussian
 from vaelab.noise import generator
@@ -92,7 +94,8 @@ def collapse(case: Case) -> Iterator[Finding]:
         evidence["linear_vae_uses"] = min(optimum, count)
         theory = f" A linear VAE's optimum uses {min(optimum, count)}: so many eigenvalues of the data exceed β σ²."
         if sure <= used < optimum:
-            theory += f" Beyond the first {sure} they exceed it by no more than chance would have it."
+            rest = f"Beyond the first {sure} none exceeds" if sure else "None exceeds"
+            theory += f" {rest} it by more than chance would have it."
         behind = case.run.config.name("network") == "linear" and used < min(BEHIND * optimum, BEHIND * count, sure)
     scarce = count >= 10 and used <= FEW_LATENTS * count and (sure is None or used < min(sure, count))
     nothing = sure == 0 and case.beta <= 1 and fixed_scale(case) is None and scale_of(case) is None
@@ -126,10 +129,16 @@ def _cause_and_remedy(case: Case, severity: Severity, nothing: bool) -> tuple[st
         return (
             "no direction of the data stands out by more than chance would have it: what the values have in common, if "
             "anything, is no straight line",
-            longer(case),
+            "Nothing to do: a VAE tells what values have in common." if not hardly_trained(case) else longer(case),
         )
     if (spread := scale_of(case)) is not None:
         return "values of a scale that networks do not begin with", scaled(case, spread)
+    if in_warmup(case):
+        return (
+            "β was still rising when training ended, for objective.warmup is longer than that; the epoch that was best "
+            "at the full β was kept: one of the first",
+            _against_collapse(case),
+        )
     few_updates = hardly_trained(case) and case.beta <= 1 and fixed_scale(case) is None
     return (
         f"too much weight on the rate, a fixed σ that is too large, or too little training; {pays}",
@@ -190,6 +199,8 @@ def dimension(case: Case) -> Iterator[Finding]:
         return
     full = VERY_FEW_NATS if count <= VERY_FEW else SMALL_NATS
     every = kl is not None and used == count == len(kl) and float(kl.min()) > full
+    enough = (linear_optimum(case) or count + 1) <= count  # of data without noise, what is left is left by the fit
+    every = every and not enough
     if kl is not None and every and 0.5 < rate_weight(case).times < 2 and (left := left_over(case)) > LEFT:
         yield Finding(
             "latent-dimension-small",
@@ -357,7 +368,7 @@ def importance_sampling(case: Case) -> Iterator[Finding]:
             f"the rate counted {weight.times:.3g} times in training, and q(z|x) is as that asks"
             if weight.is_far
             else "q(z|x) is narrower than the posterior, or elsewhere",
-            case.again(*weight.changes) if weight.is_far else _estimate_again(case, 50),
+            case.again(*weight.changes) if weight.is_far else _estimate_better(case),
             _bounds(case),
         )
     elif e.warning:
@@ -370,6 +381,15 @@ def importance_sampling(case: Case) -> Iterator[Finding]:
             "q(z|x) has lighter tails than the posterior",
             _estimate_again(case, 10),
         )
+
+
+def _estimate_better(case: Case) -> str:
+    """Without importance weights from q(z|x), where the model allows it: of so few effective draws more are no cure."""
+    try:
+        check_annealing(case.model)
+    except InputError:
+        return _estimate_again(case, 50)
+    return case.run.command("evaluate", "--split", case.split, "--method", "annealed", "--limit", "100")
 
 
 def _estimate_again(case: Case, times: int) -> str:

@@ -5,17 +5,19 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from vaelab.diagnosis.case import EXAMPLES, Case, few
 from vaelab.diagnosis.findings import Finding, Illness
 
-SMALL, LARGE = 0.01, 100.0  # standard deviations between which values are left alone
+SMALL, LARGE = 0.01, 30.0  # standard deviations between which values are left alone
 
 ILLNESSES = (
     Illness(
         "unscaled-data",
         "values far from 1",
-        f"warning: real values whose standard deviation, the median of the columns, is below {SMALL:g} or above "
-        f"{LARGE:g}",
+        f"warning: real values whose standard deviation (half of what lies between their quantiles 0.16 and 0.84, the "
+        f"median of the columns) is below {SMALL:g} or above {LARGE:g}",
     ),
 )
 
@@ -24,7 +26,9 @@ def scale_of(case: Case) -> float | None:
     """The standard deviation of real-valued data, the median of the columns, if it is far from 1; else None."""
     if case.dataset.spec.levels is not None:
         return None
-    spread = few(case.training_examples(EXAMPLES), EXAMPLES)[0].flatten(1).double().std(0)
+    x = few(case.training_examples(EXAMPLES), EXAMPLES)[0].flatten(1).double()
+    low, high = x.quantile(torch.tensor([0.16, 0.84], dtype=x.dtype), dim=0)  # a few values far out change nothing
+    spread = (high - low) / 2
     spread = spread[spread > 0]
     middle = float(spread.median()) if len(spread) else 1.0
     return None if SMALL <= middle <= LARGE else middle

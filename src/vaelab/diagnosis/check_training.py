@@ -49,7 +49,17 @@ def training_end(case: Case) -> Iterator[Finding]:
     """Whether training took all epochs that were planned."""
     lines, best, planned = case.lines, case.best, case.planned
     patience, evidence = case.run.config.training.patience, {"epochs": len(lines), "planned": planned}
-    if not lines:
+    if not lines and case.epochs_done:
+        yield Finding(
+            "unfinished",
+            "info",
+            f"metrics.jsonl has no line, though training went through {case.epochs_done} epochs: what the curves would "
+            "tell is not known.",
+            evidence,
+            "the file was emptied or removed",
+            "Nothing to do: the weights are there, and are examined.",
+        )
+    elif not lines:
         yield Finding(
             "unfinished",
             "warning",

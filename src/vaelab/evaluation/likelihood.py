@@ -37,6 +37,10 @@ from vaelab.runs import Run, load
 DRAWS = 64
 UNTRUSTED = 0.2  # share of examples with a tail too heavy, above which log_px comes with a warning
 FLOAT32 = 2**-23  # relative rounding of the densities
+APART = (
+    1.0  # nats between the bounds by annealing, above which they come with a warning, if their error is a third of it
+)
+NEAR = 0.5  # nats below ln N from which on the mutual information says more of N than of the model
 GRID_ERROR = 1e-4  # nats that a finer grid may still change log p(x); far below what the examples leave open
 MODEL_SAMPLES = 100  # at most, for the bounds from both sides by annealing
 
@@ -97,9 +101,11 @@ def evaluate(
         found = _annealed(found, model, examples, annealing or Annealing(), seed)
     elif method == "quadrature":
         found = _integrated(found, model, examples, seed)
+    parts = asdict(rate_split(model, examples, seed=seed)) if split_rate else None
     return replace(
         found,
-        rate_split=asdict(rate_split(model, examples, seed=seed)) if split_rate else None,
+        warning=" ".join(one for one in (found.warning, _at_its_bound(parts)) if one) or None,
+        rate_split=parts,
         gaps=_gaps(model, examples, importance_samples, seed) if gaps else None,
     )
 
@@ -271,7 +277,7 @@ def _annealed(found: Evaluation, model: Model, examples: Split, how: Annealing, 
     for name, values in sides.items():
         told |= _mean_and_error(name, values)
     return replace(
-        _without_weights(found, "annealed"),
+        _without_weights(found, "annealed", _annealing_warning(how, told)),
         **_averages("log_px", log_px, torch.cat([one.variance for one in parts])),
         bits_per_dim=_bits_per_dim(model, float(log_px.mean())),
         effective_sample_size=float(torch.cat([one.effective_sample_size for one in parts]).mean()),
@@ -293,9 +299,33 @@ def _integrated(found: Evaluation, model: Model, examples: Split, seed: int) -> 
     )
 
 
-def _without_weights(found: Evaluation, method: Method) -> Evaluation:
+def _annealing_warning(how: Annealing, told: dict[str, Any]) -> str | None:
+    """One sentence where the bounds on samples of the model are so far apart that log_px is not to be trusted."""
+    width, error = told["width"], told["width_stderr"] or 0.0
+    if width <= max(APART, 3 * error):
+        return None
+    return (
+        f"warning: the bounds from both sides are {width:.3g} nats apart on samples of the model, so log_px may be as "
+        f"much too low; use --temperatures {10 * how.temperatures}"
+    )
+
+
+def _at_its_bound(parts: dict[str, Any] | None) -> str | None:
+    """One sentence where the examples are too few for the mutual information."""
+    if parts is None:
+        return None
+    most = math.log(parts["n"])
+    if parts["mutual_information"] < most - NEAR:
+        return None
+    return (
+        f"warning: the mutual information of {parts['n']:,} examples is at most ln {parts['n']:,} = {most:.2f} nats, "
+        "and is near it: of more examples it is larger, and total correlation and dimension-wise KL are smaller"
+    )
+
+
+def _without_weights(found: Evaluation, method: Method, warning: str | None = None) -> Evaluation:
     """The same without what tells of importance weights."""
-    return replace(found, importance_samples=0, log_px_method=method, untrusted=None, warning=None)
+    return replace(found, importance_samples=0, log_px_method=method, untrusted=None, warning=warning)
 
 
 def _gaps(model: Model, examples: Split, importance_samples: int, seed: int) -> dict[str, Any]:

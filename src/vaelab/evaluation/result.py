@@ -51,7 +51,8 @@ class Evaluation:
             quantizers do, so that log_px is the ELBO and more draws add nothing.
         untrusted: share of examples whose K importance weights have too heavy a tail: Pareto k̂ above
             min(0.7, 1 − 1 / log₁₀ K), Vehtari et al. 2024. None by another method.
-        warning: what is wrong with log_px, and what to do, where `untrusted` is above 0.2.
+        warning: what is not to be trusted, and what to do: log_px where `untrusted` is above 0.2, or where the bounds
+            by annealing are more than 1 nat apart; the split of the rate where its examples are too few.
         annealed: bounds of log p(x) on the model's own samples; None by another method. `n` of them, `lower` and
             `upper` with their standard errors over samples, and their difference `width`; `chains`, `temperatures`;
             `acceptance`, the share of proposals that were accepted on the examples.
