@@ -77,6 +77,12 @@ class Case:
             z = self.model.encode(x, y=y).sample_with_log_prob(1, generator("doctor", device=x.device))[0][0]
             return x, self.model.decode(z, y=y)
 
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """Eigenvalues of the covariance of the first training examples, float64, the largest first."""
+        x = few(self.training_examples(EXAMPLES), EXAMPLES)[0].flatten(1).double()
+        return torch.linalg.svdvals(x - x.mean(0)).square() / len(x)
+
     def training_examples(self, count: int) -> Split:
         """The first training examples, any binarization drawn once."""
         return self.dataset["train"].head(count).fixed(self.run.config.data.seed)

@@ -166,13 +166,7 @@ def linear_optimum(case: Case) -> int | None:
     likelihood = case.decoded[1]
     if not isinstance(likelihood, Gaussian) or likelihood.scale.numel() != 1:
         return None
-    return int((_over_noise(case, float(likelihood.scale))[0] > 1).sum())
-
-
-def _over_noise(case: Case, scale: float) -> tuple[Tensor, int]:
-    """Eigenvalues of the training data's covariance over β σ², and of how many examples they are."""
-    x = few(case.training_examples(EXAMPLES), EXAMPLES)[0].flatten(1).double()
-    return torch.linalg.svdvals(x - x.mean(0)).square() / len(x) / (case.beta * scale**2), len(x)
+    return int((case.spectrum > case.beta * float(likelihood.scale) ** 2).sum())
 
 
 def _beyond_chance(case: Case) -> int | None:
@@ -185,8 +179,10 @@ def _beyond_chance(case: Case) -> int | None:
     optimum = linear_optimum(case)
     if optimum is None or fixed_scale(case) is not None:
         return optimum
-    ratios, examples = _over_noise(case, float(case.decoded[1].scale))  # pyright: ignore[reportAttributeAccessIssue]
-    return int((ratios > (1 + math.sqrt(len(ratios) / examples)) ** 2).sum())
+    scale = float(case.decoded[1].scale)  # pyright: ignore[reportAttributeAccessIssue]
+    examples = min(EXAMPLES, len(case.dataset["train"]))
+    by_chance = (1 + math.sqrt(len(case.spectrum) / examples)) ** 2
+    return int((case.spectrum > case.beta * scale**2 * by_chance).sum())
 
 
 def dimension(case: Case) -> Iterator[Finding]:
@@ -199,8 +195,8 @@ def dimension(case: Case) -> Iterator[Finding]:
         return
     full = VERY_FEW_NATS if count <= VERY_FEW else SMALL_NATS
     every = kl is not None and used == count == len(kl) and float(kl.min()) > full
-    enough = (linear_optimum(case) or count + 1) <= count  # of data without noise, what is left is left by the fit
-    every = every and not enough
+    # Of data that lie in so few directions, what is left of them is left by the fit.
+    every = every and ((optimum := linear_optimum(case)) is None or optimum > count)
     if kl is not None and every and 0.5 < rate_weight(case).times < 2 and (left := left_over(case)) > LEFT:
         yield Finding(
             "latent-dimension-small",
