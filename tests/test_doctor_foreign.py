@@ -213,6 +213,17 @@ LEFT_ALONE: dict[str, tuple[str, Changes]] = {
         "classic",
         (("return self.decode(z), mu, logvar", "r = self.decode(z)\n        return r > 0.5, r, mu, logvar"),),
     ),
+    "three reconstructions": (
+        "sequential",
+        (
+            (
+                "return {",
+                "r = self.dec(z).view(x.shape)\n        still = r.detach()\n"
+                "        return {'still': still, 'p': torch.sigmoid(still), 'logits': r, ",
+            ),
+            ('"logits": self.dec(z).view(x.shape), ', ""),
+        ),
+    ),
     "probabilities before logits": (
         "sequential",
         (("return {", "r = self.dec(z).view(x.shape)\n        return {\"logits\": r, \"p\": torch.sigmoid(r), "),
