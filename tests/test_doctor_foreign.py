@@ -1111,6 +1111,11 @@ def test_another_number_than_that_of_the_pixels_is_told(examine: Examine) -> Non
     assert "multiplied by 784" in sick.cause and "multiply by 64 in place of 784" in sick.remedy
 
 
+def test_a_softmax_of_z_may_be_meant_so(examine: Examine) -> None:
+    found = examine("classic", ("self.decode(z)", "self.decode(F.softmax(z, -1))"))
+    assert names(found) == [] and found["altered-latent"].evidence["step"] == "softmax"
+
+
 def test_a_width_that_is_taken_for_the_number_of_pixels(examine: Examine) -> None:
     """8 is the width, the number of latents, and 64 over 8."""
     own = 'F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)'

@@ -31,7 +31,7 @@ ILLNESSES = (
         "altered-latent",
         "a decoder that is given something else than z",
         "warning: the first step after the draw is an activation, a normalization or dropout, and no part of z goes "
-        "another way",
+        "another way; info for a softmax, which a model of topics has (Srivastava and Sutton 2017)",
     ),
     Illness(
         "changed-mode",
@@ -60,7 +60,7 @@ def altered(p: Patient) -> Iterator[Finding]:
     what, effect = _ALTERS[step]
     yield Finding(
         "altered-latent",
-        "warning",
+        "info" if step == "softmax" else "warning",
         f"z goes through {what} before it reaches the decoder's weights: {effect}.",
         {"step": step, "line": line_of(call)},
         "a step that belongs to other networks, between the draw of z and the decoder",
