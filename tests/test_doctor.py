@@ -627,6 +627,16 @@ def test_one_latent_is_enough_for_data_of_one_direction_without_noise(tmp_path: 
     assert "latent-dimension-small" not in Diagnosis("", run_checks.examine(case))
 
 
+def test_the_scale_of_many_columns_and_of_what_is_no_array(flat: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are more numbers than torch.quantile takes. A table gets its advice in words."""
+    x = 50 * torch.randn(2000, 9000, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(check_scale, "few", lambda *_: (x, None))
+    assert check_scale.scale_of(flat) == pytest.approx(50, rel=0.02)
+    data = flat.run.config.data.model_copy(update={"source": "x.csv"})
+    table = replace(flat, run=replace(flat.run, config=replace(flat.run.config, data=data)))
+    assert check_scale.scaled(table, 50.0).startswith("Divide the values by 100, and train again: vaelab train vae ")
+
+
 def test_a_few_values_far_out_do_not_make_the_scale(tmp_path: Path) -> None:
     x = np.load(plane(tmp_path / "x.npy", 1.0))
     x[::200] = 1e6

@@ -5,8 +5,6 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from vaelab.diagnosis.case import EXAMPLES, Case, few
 from vaelab.diagnosis.findings import Finding, Illness
 
@@ -16,7 +14,7 @@ ILLNESSES = (
     Illness(
         "unscaled-data",
         "values far from 1",
-        f"warning: real values whose standard deviation (half of what lies between their quantiles 0.16 and 0.84, the "
+        "warning: real values whose standard deviation (half of what lies between their quantiles 0.16 and 0.84, the "
         f"median of the columns) is below {SMALL:g} or above {LARGE:g}",
     ),
 )
@@ -26,9 +24,8 @@ def scale_of(case: Case) -> float | None:
     """The standard deviation of real-valued data, the median of the columns, if it is far from 1; else None."""
     if case.dataset.spec.levels is not None:
         return None
-    x = few(case.training_examples(EXAMPLES), EXAMPLES)[0].flatten(1).double()
-    low, high = x.quantile(torch.tensor([0.16, 0.84], dtype=x.dtype), dim=0)  # a few values far out change nothing
-    spread = (high - low) / 2
+    x = few(case.training_examples(EXAMPLES), EXAMPLES)[0].flatten(1).double().sort(0).values
+    spread = (x[int(0.84 * len(x))] - x[int(0.16 * len(x))]) / 2  # a few values far out change nothing
     spread = spread[spread > 0]
     middle = float(spread.median()) if len(spread) else 1.0
     return None if SMALL <= middle <= LARGE else middle
@@ -39,7 +36,7 @@ def scaled(case: Case, spread: float) -> str:
     factor = 10.0 ** round(math.log10(spread))
     source = case.run.config.data.source
     if not source.endswith(".npy"):
-        return f"Divide the values by {factor:g}, and train on these: {case.again()}"
+        return f"Divide the values by {factor:g}, and train again: {case.again()}"
     new = str(Path(source).with_name(f"{Path(source).stem}-scaled.npy"))
     code = f"import sys, numpy as np; np.save(sys.argv[2], np.load(sys.argv[1]) / {factor:g})"
     return f"{shlex.join(['python', '-c', code, source, new])}\n{case.again('--data', new)}"

@@ -37,9 +37,7 @@ from vaelab.runs import Run, load
 DRAWS = 64
 UNTRUSTED = 0.2  # share of examples with a tail too heavy, above which log_px comes with a warning
 FLOAT32 = 2**-23  # relative rounding of the densities
-APART = (
-    1.0  # nats between the bounds by annealing, above which they come with a warning, if their error is a third of it
-)
+APART = 1.0  # nats between the bounds by annealing, above which they come with a warning
 NEAR = 0.5  # nats below ln N from which on the mutual information says more of N than of the model
 GRID_ERROR = 1e-4  # nats that a finer grid may still change log p(x); far below what the examples leave open
 MODEL_SAMPLES = 100  # at most, for the bounds from both sides by annealing
