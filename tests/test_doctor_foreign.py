@@ -25,8 +25,9 @@ from vaelab import cli
 from vaelab.config import DataConfig
 from vaelab.data import Dataset, load
 from vaelab.diagnosis import Diagnosis, foreign
-from vaelab.diagnosis.loss_formulas import EXCHANGED, REVERSED
-from vaelab.diagnosis.loss_terms import take_apart
+from vaelab.diagnosis.foreign import examination
+from vaelab.diagnosis.foreign.loss_formulas import EXCHANGED, REVERSED
+from vaelab.diagnosis.foreign.loss_terms import take_apart
 from vaelab.errors import InputError
 
 Examine = Callable[..., Diagnosis]
@@ -656,7 +657,7 @@ def test_what_is_told_to_write_repairs_the_model(what: str, examine: Examine, tm
 
 # -- mistakes in the loss ------------------------------------------------------------------------------------------
 
-B = foreign.EXAMPLES
+B = examination.EXAMPLES
 BCE = 'F.binary_cross_entropy(recon_x, x.view(-1, 64), reduction="sum")'
 BY_HAND = "-(x.view(-1, 64) * recon_x.log() + (1 - x.view(-1, 64)) * (1 - recon_x).log()).sum()"
 MEAN = 'reduction="sum"', 'reduction="mean"'

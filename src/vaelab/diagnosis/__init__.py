@@ -1,9 +1,8 @@
 """What is wrong with a run, or with somebody's own model: measured findings, each with its cause and a remedy.
 
 A run (`vaelab.diagnosis.run_checks`) is judged by its training (`check_training`), its curves (`check_curves`), its
-latents (`check_latents`), and its likelihood and data (`check_likelihood`). A foreign model
-(`vaelab.diagnosis.foreign`) is asked: its noise is replaced (`reading`), its loss called with chosen arguments
-(`loss_terms`), and each call of torch watched (`tracing`), so that a finding can name the line.
+latents (`check_latents`), and its likelihood and data (`check_likelihood`, `check_scale`). A foreign model
+(`vaelab.diagnosis.foreign`) is asked.
 """
 
 from vaelab.diagnosis.case import Case, look

@@ -14,7 +14,7 @@ from vaelab.errors import InputError
 from vaelab.runs import Run
 
 if TYPE_CHECKING:
-    from vaelab.diagnosis.loss_terms import Loss
+    from vaelab.diagnosis.foreign.loss_terms import Loss
 
 
 def doctor(
@@ -53,7 +53,8 @@ def doctor(
         raise InputError("doctor: nothing to examine; give a run folder, or --model FILE.py:NAME --data SOURCE")
     if data is None:
         raise InputError("doctor: --data SOURCE is missing: what the model is made for, for example digits or mnist")
-    from vaelab.diagnosis import foreign, model_file  # a run's report does without them
+    from vaelab.diagnosis import foreign  # a run's report does without it
+    from vaelab.diagnosis.foreign import model_file
 
     keys: dict[str, Any] = {"source": os.fspath(data)}
     for key, value in (overrides or {}).items():

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vaelab.diagnosis.foreign_paths import last_step
-from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.model_file import Output, Subject
-from vaelab.diagnosis.reading import Reading
-from vaelab.diagnosis.source_lines import assigned, file_of, line_of, line_with, text_of
-from vaelab.diagnosis.tracing import Call, Tracer
+from vaelab.diagnosis.foreign.loss_terms import LossTerms
+from vaelab.diagnosis.foreign.model_file import Output, Subject
+from vaelab.diagnosis.foreign.paths import last_step
+from vaelab.diagnosis.foreign.reading import Reading
+from vaelab.diagnosis.foreign.source_lines import assigned, file_of, line_of, line_with, text_of
+from vaelab.diagnosis.foreign.tracing import Call, Tracer
 
 EDGE = 1e-3  # what an output may exceed a range by
 RIGHT_KL = {

@@ -5,10 +5,10 @@ import math
 import re
 from dataclasses import dataclass
 
-from vaelab.diagnosis.foreign_paths import after, takes
-from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.source_lines import line_of, text_of
-from vaelab.diagnosis.tracing import Call, tensors_in
+from vaelab.diagnosis.foreign.loss_terms import LossTerms
+from vaelab.diagnosis.foreign.paths import after, takes
+from vaelab.diagnosis.foreign.source_lines import line_of, text_of
+from vaelab.diagnosis.foreign.tracing import Call, tensors_in
 
 _LOSSES = {"binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss",
            "gaussian_nll_loss"}  # fmt: skip

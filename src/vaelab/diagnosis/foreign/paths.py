@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from vaelab.diagnosis.tracing import NORMAL, UNIFORM, Call, tensors_in
+from vaelab.diagnosis.foreign.tracing import NORMAL, UNIFORM, Call, tensors_in
 
 _MAKES = ("new", "size", "empty", "zeros", "ones", "rand", "full", "is_", "_is", "argm")
 _SHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "chunk", "split", "__getitem__",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-from vaelab.diagnosis.reading import READINGS
+from vaelab.diagnosis.foreign.reading import READINGS
 
 
 def _bce(p: Tensor, x: Tensor) -> Tensor:

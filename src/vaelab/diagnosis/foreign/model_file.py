@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributions, nn
 
-from vaelab.diagnosis.source_lines import line_of
-from vaelab.diagnosis.tracing import Call, Tracer, raised_by
+from vaelab.diagnosis.foreign.source_lines import line_of
+from vaelab.diagnosis.foreign.tracing import Call, Tracer, raised_by
 from vaelab.errors import InputError
 
 _executed: dict[str, ModuleType] = {}  # by name, which follows from path and text

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vaelab.diagnosis.tracing import Call
+from vaelab.diagnosis.foreign.tracing import Call
 
 
 def line_of(call: Call | None) -> str:

@@ -16,7 +16,7 @@ NORMAL = {"randn", "randn_like", "normal", "normal_"}
 UNIFORM = {"rand", "rand_like", "uniform_"}
 MOMENTS = {"normal": (0.0, 1.0), "uniform": (0.5, 12**-0.5)}
 """Mean and standard deviation of a standard draw of each kind."""
-_HIDDEN = (str(Path(torch.__file__).parent) + os.sep, str(Path(__file__).parent) + os.sep, "<")
+_HIDDEN = (str(Path(torch.__file__).parent) + os.sep, str(Path(__file__).parents[1]) + os.sep, "<")
 
 Script = Callable[[Tensor], Tensor]
 """A draw -> what to put in its place, as a standard draw: shape and device are those of the draw."""

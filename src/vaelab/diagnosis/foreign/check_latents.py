@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_paths import after, again, before, keeps_values, makes, meeting, takes
-from vaelab.diagnosis.patient import Patient
-from vaelab.diagnosis.source_lines import change, leave, line_of, text_of
-from vaelab.diagnosis.tracing import Call, tensors_in
+from vaelab.diagnosis.foreign.paths import after, again, before, keeps_values, makes, meeting, takes
+from vaelab.diagnosis.foreign.patient import Patient
+from vaelab.diagnosis.foreign.source_lines import change, leave, line_of, text_of
+from vaelab.diagnosis.foreign.tracing import Call, tensors_in
 
 _ALTERS = {
     "tanh": ("a tanh", "beyond ±2 all values of a latent look alike to the decoder"),

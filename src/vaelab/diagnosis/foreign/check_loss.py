@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_paths import after, takes
-from vaelab.diagnosis.foreign_ranges import double_sigmoid
-from vaelab.diagnosis.loss_formulas import SHRUNK, STRETCHED
-from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.patient import EDGE, Failure, Patient
-from vaelab.diagnosis.source_lines import change, file_of, leave, line_of, line_with
-from vaelab.diagnosis.tracing import Call
+from vaelab.diagnosis.foreign.check_ranges import double_sigmoid
+from vaelab.diagnosis.foreign.loss_formulas import SHRUNK, STRETCHED
+from vaelab.diagnosis.foreign.loss_terms import LossTerms
+from vaelab.diagnosis.foreign.paths import after, takes
+from vaelab.diagnosis.foreign.patient import EDGE, Failure, Patient
+from vaelab.diagnosis.foreign.source_lines import change, file_of, leave, line_of, line_with
+from vaelab.diagnosis.foreign.tracing import Call
 
 WITH_LOGITS = "use F.binary_cross_entropy_with_logits, or end the decoder with a sigmoid"
 

@@ -15,10 +15,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vaelab.diagnosis.foreign_paths import after, before, meeting, takes
-from vaelab.diagnosis.model_file import Output, Subject, is_in_place
-from vaelab.diagnosis.source_lines import line_of, text_of
-from vaelab.diagnosis.tracing import MOMENTS, Call, Draw, Tracer
+from vaelab.diagnosis.foreign.model_file import Output, Subject, is_in_place
+from vaelab.diagnosis.foreign.paths import after, before, meeting, takes
+from vaelab.diagnosis.foreign.source_lines import line_of, text_of
+from vaelab.diagnosis.foreign.tracing import MOMENTS, Call, Draw, Tracer
 from vaelab.errors import InputError
 
 READINGS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {

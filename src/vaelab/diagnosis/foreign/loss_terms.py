@@ -1,7 +1,6 @@
 """What a foreign loss is made of.
 
-A VAE's loss is  w_r Σ ℓ(r, x) + w_k Σ KL(m, s)  with some ℓ, some KL and some weights; `vaelab.diagnosis.loss_probe`
-finds which.
+A VAE's loss is  w_r Σ ℓ(r, x) + w_k Σ KL(m, s)  with some ℓ, some KL and some weights; `loss_probe` finds which.
 """
 
 import contextlib
@@ -12,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vaelab.diagnosis.loss_probe import Kl, Probe
-from vaelab.diagnosis.model_file import as_script, items
-from vaelab.diagnosis.tracing import Tracer
+from vaelab.diagnosis.foreign.loss_probe import Kl, Probe
+from vaelab.diagnosis.foreign.model_file import as_script, items
+from vaelab.diagnosis.foreign.tracing import Tracer
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Any]
 

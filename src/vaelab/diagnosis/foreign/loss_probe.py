@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaelab.diagnosis.loss_formulas import BASIS, DISTANCES, FORMULAS, RIGHT, WRONG
-from vaelab.diagnosis.reading import as_vector
+from vaelab.diagnosis.foreign.loss_formulas import BASIS, DISTANCES, FORMULAS, RIGHT, WRONG
+from vaelab.diagnosis.foreign.reading import as_vector
 
 FIT = 1e-4  # what may remain of the changes of the loss, as a share, where a candidate is right
 PROBES = 48  # draws of mean and spread

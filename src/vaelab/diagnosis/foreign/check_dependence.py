@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_paths import after, before, made_by, meeting, takes
-from vaelab.diagnosis.patient import Patient
-from vaelab.diagnosis.reading import constant, gradients, moved
-from vaelab.diagnosis.source_lines import change, leave, line_of
-from vaelab.diagnosis.tracing import Call, Tracer, tensors_in
+from vaelab.diagnosis.foreign.paths import after, before, made_by, meeting, takes
+from vaelab.diagnosis.foreign.patient import Patient
+from vaelab.diagnosis.foreign.reading import constant, gradients, moved
+from vaelab.diagnosis.foreign.source_lines import change, leave, line_of
+from vaelab.diagnosis.foreign.tracing import Call, Tracer, tensors_in
 
 PAST = 1e-3  # share of the gradient to x that may be rounding
 

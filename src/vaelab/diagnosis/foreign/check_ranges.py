@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.loss_formulas import STRETCHED
-from vaelab.diagnosis.patient import EDGE, Patient
+from vaelab.diagnosis.foreign.loss_formulas import STRETCHED
+from vaelab.diagnosis.foreign.patient import EDGE, Patient
 
 DOUBLE = (0.5, 1 / (1 + math.exp(-1)))  # where two sigmoids end: between σ(0) and σ(1)
 NARROW = 2.0  # a range of log-variances: σ changes by a factor of e at most

@@ -5,15 +5,15 @@ import re
 from collections.abc import Iterator
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_forward import plausible
-from vaelab.diagnosis.foreign_loss import returned
-from vaelab.diagnosis.loss_formulas import EXCHANGED, FORMULAS
-from vaelab.diagnosis.loss_probe import Kl
-from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.patient import Patient
-from vaelab.diagnosis.reading import meaning, words
-from vaelab.diagnosis.source_lines import change, leave, line_of
-from vaelab.diagnosis.tracing import Call
+from vaelab.diagnosis.foreign.check_forward import plausible
+from vaelab.diagnosis.foreign.check_loss import returned
+from vaelab.diagnosis.foreign.loss_formulas import EXCHANGED, FORMULAS
+from vaelab.diagnosis.foreign.loss_probe import Kl
+from vaelab.diagnosis.foreign.loss_terms import LossTerms
+from vaelab.diagnosis.foreign.patient import Patient
+from vaelab.diagnosis.foreign.reading import meaning, words
+from vaelab.diagnosis.foreign.source_lines import change, leave, line_of
+from vaelab.diagnosis.foreign.tracing import Call
 
 ILLNESSES = (
     Illness("kl-sign", "a KL with the wrong sign", "error"),

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from vaelab.diagnosis.findings import Finding, Illness, Severity
-from vaelab.diagnosis.foreign_loss import term_call
-from vaelab.diagnosis.loss_formulas import STRETCHED
-from vaelab.diagnosis.loss_means import Mean, factor, means, multiplied, summed, to_sum
-from vaelab.diagnosis.loss_terms import LossTerms
-from vaelab.diagnosis.patient import Patient
-from vaelab.diagnosis.source_lines import change, leave, line_of, text_of
-from vaelab.diagnosis.tracing import Call
+from vaelab.diagnosis.foreign.check_loss import term_call
+from vaelab.diagnosis.foreign.loss_formulas import STRETCHED
+from vaelab.diagnosis.foreign.loss_means import Mean, factor, means, multiplied, summed, to_sum
+from vaelab.diagnosis.foreign.loss_terms import LossTerms
+from vaelab.diagnosis.foreign.patient import Patient
+from vaelab.diagnosis.foreign.source_lines import change, leave, line_of, text_of
+from vaelab.diagnosis.foreign.tracing import Call
 
 FAR_BETA, LOST_BETA = 3.0, 10.0
 NARROW = 1e-2  # σ over a pixel's own standard deviation below which the KL counts next to nothing

@@ -6,62 +6,62 @@ from typing import Any
 from torch import Tensor
 
 from vaelab.data import Dataset
-from vaelab.diagnosis import (
-    foreign_dependence,
-    foreign_forward,
-    foreign_kl,
-    foreign_latents,
-    foreign_loss,
-    foreign_ranges,
-    foreign_scales,
-    foreign_weights,
+from vaelab.diagnosis.findings import Finding, ordered
+from vaelab.diagnosis.foreign import (
+    check_dependence,
+    check_forward,
+    check_kl,
+    check_latents,
+    check_loss,
+    check_ranges,
+    check_scales,
+    check_weights,
     model_file,
 )
-from vaelab.diagnosis.findings import Finding, ordered
-from vaelab.diagnosis.loss_terms import Loss, LossTerms, take_apart
-from vaelab.diagnosis.patient import Failure, Patient
-from vaelab.diagnosis.reading import read
-from vaelab.diagnosis.tracing import Tracer, raised_by
+from vaelab.diagnosis.foreign.loss_terms import Loss, LossTerms, take_apart
+from vaelab.diagnosis.foreign.patient import Failure, Patient
+from vaelab.diagnosis.foreign.reading import read
+from vaelab.diagnosis.foreign.tracing import Tracer, raised_by
 from vaelab.errors import InputError
 
 EXAMPLES = 38  # of one call: even, for the loss is also asked with half of them, and seldom a number of latents
 STATISTICS_EXAMPLES = 2_000
 
 OF_FORWARD: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
-    foreign_forward.outputs,
-    foreign_forward.finite,
-    foreign_forward.changed_input,
-    foreign_forward.noise,
-    foreign_forward.log_variance,
-    foreign_forward.swapped,
-    foreign_weights.unregistered,
-    foreign_weights.gradient,
-    foreign_dependence.examples,
-    foreign_dependence.bypass,
-    foreign_latents.altered,
-    foreign_latents.mode,
-    foreign_ranges.latents,
-    foreign_ranges.reconstruction,
+    check_forward.outputs,
+    check_forward.finite,
+    check_forward.changed_input,
+    check_forward.noise,
+    check_forward.log_variance,
+    check_forward.swapped,
+    check_weights.unregistered,
+    check_weights.gradient,
+    check_dependence.examples,
+    check_dependence.bypass,
+    check_latents.altered,
+    check_latents.mode,
+    check_ranges.latents,
+    check_ranges.reconstruction,
 )
 OF_LOSS: tuple[Callable[[Patient, LossTerms], Iterator[Finding]], ...] = (
-    foreign_loss.value,
-    foreign_loss.gradient,
-    foreign_loss.reconstruction,
-    foreign_loss.sigmoids,
-    foreign_kl.kl,
-    foreign_scales.scales,
-    foreign_scales.likelihood,
+    check_loss.value,
+    check_loss.gradient,
+    check_loss.reconstruction,
+    check_loss.sigmoids,
+    check_kl.kl,
+    check_scales.scales,
+    check_scales.likelihood,
 )
 
 ILLNESSES = (
-    *foreign_forward.ILLNESSES,
-    *foreign_weights.ILLNESSES,
-    *foreign_dependence.ILLNESSES,
-    *foreign_latents.ILLNESSES,
-    *foreign_ranges.ILLNESSES,
-    *foreign_loss.ILLNESSES,
-    *foreign_kl.ILLNESSES,
-    *foreign_scales.ILLNESSES,
+    *check_forward.ILLNESSES,
+    *check_weights.ILLNESSES,
+    *check_dependence.ILLNESSES,
+    *check_latents.ILLNESSES,
+    *check_ranges.ILLNESSES,
+    *check_loss.ILLNESSES,
+    *check_kl.ILLNESSES,
+    *check_scales.ILLNESSES,
 )
 """What is looked for in a foreign model."""
 
@@ -88,7 +88,7 @@ def examine(found: Any, reference: str, dataset: Dataset, loss: Loss | None) -> 
     patient = Patient(found, subject, reading, seen, data.flatten(1), arguments=model_file.arguments(loss))
     if loss is not None:
         _call(loss, patient)
-    return ordered([*_of_forward(patient), *(foreign_loss.missing(patient) if loss is None else _of_loss(patient))])
+    return ordered([*_of_forward(patient), *(check_loss.missing(patient) if loss is None else _of_loss(patient))])
 
 
 def _call(loss: Loss, patient: Patient) -> None:
@@ -113,7 +113,7 @@ def _of_loss(patient: Patient) -> Iterator[Finding]:
     if patient.loss is None:
         assert patient.failure is not None
         if patient.is_finite:  # else that is why
-            yield foreign_loss.failed(patient, patient.failure)
+            yield check_loss.failed(patient, patient.failure)
         return
     for check in OF_LOSS:
         yield from check(patient, patient.loss)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_forward import EXPLICIT
-from vaelab.diagnosis.foreign_paths import after, before, break_of_gradient, last_step, made_by, meeting, takes
-from vaelab.diagnosis.model_file import Output
-from vaelab.diagnosis.patient import Patient
-from vaelab.diagnosis.reading import as_vector, gradients
-from vaelab.diagnosis.source_lines import assigned, change, line_of, text_of
-from vaelab.diagnosis.tracing import Call, Tracer
+from vaelab.diagnosis.foreign.check_forward import EXPLICIT
+from vaelab.diagnosis.foreign.model_file import Output
+from vaelab.diagnosis.foreign.paths import after, before, break_of_gradient, last_step, made_by, meeting, takes
+from vaelab.diagnosis.foreign.patient import Patient
+from vaelab.diagnosis.foreign.reading import as_vector, gradients
+from vaelab.diagnosis.foreign.source_lines import assigned, change, line_of, text_of
+from vaelab.diagnosis.foreign.tracing import Call, Tracer
 
 ILLNESSES = (
     Illness(

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from itertools import dropwhile
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign_paths import after, again, before, last_step, made_by, makes, meeting, takes
-from vaelab.diagnosis.patient import Patient
-from vaelab.diagnosis.reading import READINGS, meant, moved, words
-from vaelab.diagnosis.source_lines import change, leave, line_of, text_of
-from vaelab.diagnosis.tracing import Call, location_and_width
+from vaelab.diagnosis.foreign.paths import after, again, before, last_step, made_by, makes, meeting, takes
+from vaelab.diagnosis.foreign.patient import Patient
+from vaelab.diagnosis.foreign.reading import READINGS, meant, moved, words
+from vaelab.diagnosis.foreign.source_lines import change, leave, line_of, text_of
+from vaelab.diagnosis.foreign.tracing import Call, location_and_width
 
 MOMENT = 0.1  # mean and standard deviation of the noise are exact, up to a fit whose spread is a hundredth
 EXPLICIT = "z = mean + exp(0.5 · log-variance) · noise"
