@@ -28,21 +28,18 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from common import arguments, rows, run, say
-from numpy.typing import NDArray
 
 import vaelab
 from vaelab.comparison import crossed_mean
 from vaelab.errors import InputError, VaelabError
-from vaelab.evaluation.estimates import PerExample, batches, estimate
-from vaelab.evaluation.likelihood import DRAWS, examples_of
+from vaelab.evaluation.likelihood import evaluate_each, examples_of
 from vaelab.files import replacing, write_text
 from vaelab.runs import Run
 from vaelab.training import Interrupted
@@ -163,17 +160,12 @@ def evaluate(path: Path, how: Protocol, seed: int) -> None:
     examples = examples_of(found, "test")
     if how.limit is not None:
         examples = examples.head(how.limit)
-    k = how.importance_samples
-    parts = [estimate(model, x, k, max(k, DRAWS), noise, y) for x, y, noise in batches(examples, seed)]
-    columns = {name: _column(parts, name) for name in ("log_px", "elbo", "rate")}
+    found = evaluate_each(model, examples, how.importance_samples, split="test", seed=seed)[1]
+    columns = {name: found[name].numpy() for name in ("log_px", "elbo", "rate")}
     with replacing(values) as temporary, temporary.open("wb") as file:
         np.save(file, columns["log_px"], allow_pickle=False)
     averages = {name: float(column.mean()) for name, column in columns.items()}
     write_text(means, json.dumps({**asdict(how), "n": len(columns["log_px"]), **averages}, indent=1) + "\n")
-
-
-def _column(parts: Iterable[PerExample], name: str) -> NDArray[np.float64]:
-    return torch.cat([getattr(part, name) for part in parts]).numpy()
 
 
 # -- all runs ------------------------------------------------------------------------------------------------------

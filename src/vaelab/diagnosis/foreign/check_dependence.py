@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign.paths import after, before, made_by, meeting, takes
+from vaelab.diagnosis.foreign.model_file import BATCH_NORM
+from vaelab.diagnosis.foreign.paths import after, before, takes, where_z_is_made
 from vaelab.diagnosis.foreign.patient import Patient
 from vaelab.diagnosis.foreign.reading import constant, gradients, moved
 from vaelab.diagnosis.foreign.source_lines import change, leave, line_of
@@ -78,8 +79,7 @@ def examples(p: Patient) -> Iterator[Finding]:
 
 def _of_batch(p: Patient) -> bool:
     """Whether a layer takes the statistics of the batch in eval mode too, as it was told to."""
-    norm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
-    return any(isinstance(one, norm) and one.running_mean is None for one in p.subject.model.modules())
+    return any(isinstance(one, BATCH_NORM) and one.running_mean is None for one in p.subject.model.modules())
 
 
 def _dropout(call: Call) -> Finding:
@@ -132,7 +132,7 @@ def bypass(p: Patient) -> Iterator[Finding]:
         reconstruction, mean, _ = p.reading.pick(asked.run(seen))
     except Exception:  # noqa: BLE001 - somebody's code may want no gradient there
         return
-    made = meeting(seen.calls, made_by(seen.calls, p.reading.noise.draws[0].call), [mean])
+    made = where_z_is_made(seen.calls, p.reading.noise.draws[0].call, mean)
     z = next(tensors_in([made.output] if made else []), None)
     if z is None:
         return

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaelab.diagnosis.findings import Finding, Illness
-from vaelab.diagnosis.foreign.paths import after, again, before, keeps_values, makes, meeting, takes
+from vaelab.diagnosis.foreign.model_file import BATCH_NORM, DROPOUT
+from vaelab.diagnosis.foreign.paths import after, before, keeps_values, takes, where_z_is_made
 from vaelab.diagnosis.foreign.patient import Patient
 from vaelab.diagnosis.foreign.source_lines import change, leave, line_of, text_of
 from vaelab.diagnosis.foreign.tracing import Call, tensors_in
@@ -46,10 +47,7 @@ def altered(p: Patient) -> Iterator[Finding]:
     """Is the decoder given z itself?"""
     if len(p.reading.noise.draws) != 1 or not p.reading.noise.reaches:
         return
-    made = again(p.seen.calls, p.reading.noise.draws[0].call)
-    drawn_whole = made is not None and not makes(made) and takes(made, after(p.seen.calls, [p.mean.tensor]))
-    if made is not None and not drawn_whole:  # unlike torch.normal(mean, std)
-        made = meeting(p.seen.calls, tensors_in([made.output]), [p.mean.tensor])
+    made = where_z_is_made(p.seen.calls, p.reading.noise.draws[0].call, p.mean.tensor)
     if made is None:
         return
     path = [one for one in before(p.seen.calls, [p.reconstruction.tensor]) if one is not made]
@@ -97,14 +95,12 @@ def _step(path: list[Call], call: Call) -> str:
 
 def mode(p: Patient) -> Iterator[Finding]:
     """Are the layers that tell training from evaluation still in training after a call in it?"""
-    norm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
-    dropout = nn.modules.dropout._DropoutNd  # pyright: ignore[reportPrivateUsage]
     asleep = [one for one in p.subject.last.modules() if one in p.subject.awake and not one.training]
     layers = {
         inside
         for one in asleep
         for inside in one.modules()
-        if isinstance(inside, norm | dropout) and any(weight.requires_grad for weight in one.parameters())
+        if isinstance(inside, BATCH_NORM | DROPOUT) and any(weight.requires_grad for weight in one.parameters())
     }
     if not layers:
         return

@@ -24,6 +24,8 @@ from vaelab.diagnosis.foreign.source_lines import line_of
 from vaelab.diagnosis.foreign.tracing import Call, Tracer, raised_by
 from vaelab.errors import InputError
 
+BATCH_NORM = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
+DROPOUT = nn.modules.dropout._DropoutNd  # pyright: ignore[reportPrivateUsage]
 _executed: dict[str, ModuleType] = {}  # by name, which follows from path and text
 
 
@@ -257,7 +259,7 @@ class Subject:
         """
         model = _copied(self.model).train()
         for module in model.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
+            if isinstance(module, DROPOUT):
                 module.eval()
         changed = scale != 1 or signs is not None
         if changed:

@@ -82,6 +82,14 @@ def made_by(calls: list[Call], call: Call) -> list[Tensor]:
     return [*tensors_in([own.output])] if own else []
 
 
+def where_z_is_made(calls: list[Call], draw: Call, mean: Tensor) -> Call | None:
+    """The call that makes z of the mean and of what a call of another run drew, or that draws z whole."""
+    own = again(calls, draw)
+    if own is not None and not makes(own) and takes(own, after(calls, [mean])):  # torch.normal(mean, std)
+        return own
+    return meeting(calls, made_by(calls, draw), [mean])
+
+
 def last_step(calls: list[Call], output: Tensor, behind: Iterable[str] = ()) -> Call | None:
     """What computed the values of an output, whatever shaped them after that, or was `behind` that."""
     passed = {*_SHAPES, *behind}
