@@ -8,7 +8,7 @@ from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign.paths import after, again, before, last_step, made_by, makes, meeting, takes
 from vaelab.diagnosis.foreign.patient import Patient
 from vaelab.diagnosis.foreign.reading import READINGS, meant, moved, words
-from vaelab.diagnosis.foreign.source_lines import change, leave, line_of, text_of
+from vaelab.diagnosis.foreign.source_lines import change, leave, line_of, text_of, told_at
 from vaelab.diagnosis.foreign.tracing import Call, location_and_width
 
 MOMENT = 0.1  # mean and standard deviation of the noise are exact, up to a fit whose spread is a hundredth
@@ -263,7 +263,7 @@ def _repeated(p: Patient, draw: Call) -> Finding:
         "Every call draws the same noise: the decoder learns to undo it, and never sees z vary.",
         {"line": where or line_of(draw)},
         "a seed that is set in forward, or a generator that is made there",
-        (f"{where}: set the seed once, before training  (there stands: {text})" if where else
+        (told_at(where, "set the seed once, before training", text) if where else
          f"{line_of(draw)}: draw with a generator that is not made anew at every call"),
     )  # fmt: skip
 
@@ -384,7 +384,7 @@ def swapped(p: Patient) -> Iterator[Finding]:
             f"Mean ({p.mean.place}) and log-variance ({p.spread.place}) are equal.",
             {"mean": p.mean.place, "log_variance": p.spread.place, "line": where},
             "one layer makes both, where there should be two",
-            f"{where}: give each of them a linear layer of its own  (there stands: {text})"
+            told_at(where, "give each of them a linear layer of its own", text)
             if where
             else "Give each of them a linear layer of its own.",
         )

@@ -12,7 +12,7 @@ from vaelab.diagnosis.foreign.loss_probe import Kl
 from vaelab.diagnosis.foreign.loss_terms import LossTerms
 from vaelab.diagnosis.foreign.patient import Patient
 from vaelab.diagnosis.foreign.reading import meaning, words
-from vaelab.diagnosis.foreign.source_lines import change, leave, line_of
+from vaelab.diagnosis.foreign.source_lines import change, leave, line_of, told_at
 from vaelab.diagnosis.foreign.tracing import Call
 
 ILLNESSES = (
@@ -50,7 +50,7 @@ def kl(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             "samples from the prior look like nothing.",
             {"line": where},
             "the KL is left out or multiplied by 0; or the loss returns several numbers, the total not first",
-            (f"{where}: add a KL term to what is returned  (there stands: {text})\n" if where else "Add a KL term, ")
+            (told_at(where, "add a KL term to what is returned", text) + "\n" if where else "Add a KL term, ")
             + p.right_kl(),
         )
     elif loss.kl.reading and loss.kl.weight < 0:

@@ -8,7 +8,7 @@ from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign.model_file import BATCH_NORM, DROPOUT
 from vaelab.diagnosis.foreign.paths import after, before, keeps_values, takes, where_z_is_made
 from vaelab.diagnosis.foreign.patient import Patient
-from vaelab.diagnosis.foreign.source_lines import change, leave, line_of, text_of
+from vaelab.diagnosis.foreign.source_lines import change, leave, line_of, text_of, told_at
 from vaelab.diagnosis.foreign.tracing import Call, tensors_in
 
 _ALTERS = {
@@ -114,7 +114,7 @@ def mode(p: Patient) -> Iterator[Finding]:
         f"{'do' if several else 'does'} in training what {'they are' if several else 'it is'} there for.",
         {"layers": len(layers), "line": where},
         "evaluation mode is switched on inside of forward",
-        f"{where}: call it where the model is evaluated, not in forward  (there stands: {text})"
+        told_at(where, "call it where the model is evaluated, not in forward", text)
         if where
         else "Call eval() where the model is evaluated, and train() where it is trained.",
     )

@@ -15,7 +15,7 @@ from vaelab.diagnosis.foreign.loss_formulas import SHRUNK, STRETCHED
 from vaelab.diagnosis.foreign.loss_terms import LossTerms
 from vaelab.diagnosis.foreign.paths import after, takes
 from vaelab.diagnosis.foreign.patient import EDGE, Failure, Patient
-from vaelab.diagnosis.foreign.source_lines import change, file_of, leave, line_of, line_with
+from vaelab.diagnosis.foreign.source_lines import change, file_of, leave, line_of, line_with, told_at
 from vaelab.diagnosis.foreign.tracing import Call
 
 WITH_LOGITS = "use F.binary_cross_entropy_with_logits, or end the decoder with a sigmoid"
@@ -165,7 +165,7 @@ def _vector(loss: LossTerms) -> Finding:
         "one term is not summed: reduction='none', or a sum that was forgotten",
         change(call, lambda text: re.sub(r"reduction\s*=\s*(['\"])none\1", r"reduction=\1sum\1", text), "sum it")
         if call
-        else f"{where}: sum what is returned  (there stands: {text})"
+        else told_at(where, "sum what is returned", text)
         if where
         else "Sum each term over pixels, latents and examples.",
     )
@@ -186,7 +186,7 @@ def gradient(p: Patient, loss: LossTerms) -> Iterator[Finding]:
             f"The loss depends on {' and '.join(loss.ungraded)}, but passes no gradient there: training cannot see it.",
             {"lost": loss.ungraded, "line": line_of(call) or within},
             "item, detach, .data or no_grad in the loss",
-            f"{within}: leave out no_grad  (there stands: {opened})"
+            told_at(within, "leave out no_grad", opened)
             if within and call is None
             else change(
                 call, lambda text: re.sub(r"\.(detach|item)\(\)|\.data\b", "", text), "keep the tensors as they are"
@@ -323,7 +323,7 @@ def _span(p: Patient) -> str:
 def _logits(p: Patient, message: str, evidence: dict[str, Any], call: Call | None) -> Finding:
     kind = {(-1.0, 1.0): "tanh", (0.0, math.inf): "ReLU"}.get(p.bounds or (0, 0), "")
     where, text = p.activation(p.reconstruction, kind.lower()) if kind else ("", "")
-    at = f"{where}: put a sigmoid in the place of the {kind}  (there stands: {text})"
+    at = told_at(where, f"put a sigmoid in the place of the {kind}", text)
     return Finding(
         "logits-as-probabilities",
         "error",

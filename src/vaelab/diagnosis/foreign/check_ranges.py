@@ -10,6 +10,7 @@ from torch import Tensor
 from vaelab.diagnosis.findings import Finding, Illness
 from vaelab.diagnosis.foreign.loss_formulas import STRETCHED
 from vaelab.diagnosis.foreign.patient import EDGE, Patient
+from vaelab.diagnosis.foreign.source_lines import told_at
 
 DOUBLE = (0.5, 1 / (1 + math.exp(-1)))  # where two sigmoids end: between σ(0) and σ(1)
 NARROW = 2.0  # a range of log-variances: σ changes by a factor of e at most
@@ -72,7 +73,7 @@ def latents(p: Patient) -> Iterator[Finding]:
             + ("while z must be able to be any number." if name == "mean" else "so that σ is at least 1."),
             {"output": shown, "low": low, "high": high, "line": where},
             "an activation after the last layer of the encoder",
-            f"{where}: leave out the activation  (there stands: {text})"
+            told_at(where, "leave out the activation", text)
             if where
             else "Leave the last layer of the encoder linear.",
         )
@@ -88,7 +89,7 @@ def _cut_off(shown: str, low: float, high: float, where: str, text: str) -> Find
         + ("while z must be able to be any number." if shown == "mean" else "so that σ is at least 1."),
         {"output": shown, "low": low, "high": high, "line": where},
         "a clamp after the last layer of the encoder",
-        f"{where}: leave it as it is, or cut it at ±10  (there stands: {text})",
+        told_at(where, "leave it as it is, or cut it at ±10", text),
     )
 
 
@@ -102,11 +103,7 @@ def _clamped(p: Patient, low: float, high: float) -> Finding:
         "more sharply than another.",
         {"output": "log-variance", "low": low, "high": high, "line": where},
         "it is cut to a narrow range after the last layer of the encoder",
-        (
-            f"{where}: leave it as it is, or cut it at ±10  (there stands: {text})"
-            if where
-            else "Cut it at ±10, if at all."
-        ),
+        (told_at(where, "leave it as it is, or cut it at ±10", text) if where else "Cut it at ±10, if at all."),
     )
 
 

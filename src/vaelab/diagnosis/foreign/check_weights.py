@@ -14,7 +14,7 @@ from vaelab.diagnosis.foreign.model_file import Output
 from vaelab.diagnosis.foreign.paths import after, before, break_of_gradient, last_step, made_by, meeting, takes
 from vaelab.diagnosis.foreign.patient import Patient
 from vaelab.diagnosis.foreign.reading import as_vector, gradients
-from vaelab.diagnosis.foreign.source_lines import assigned, change, line_of, text_of
+from vaelab.diagnosis.foreign.source_lines import assigned, change, line_of, text_of, told_at
 from vaelab.diagnosis.foreign.tracing import Call, Tracer
 
 ILLNESSES = (
@@ -174,7 +174,7 @@ def _detached(p: Patient, names: list[str], path: list[Call]) -> Finding:
             f"All weights that make the {what} are frozen: training leaves them as they were drawn, or loaded.",
             {"lost": names, "line": where},
             "requires_grad=False",
-            f"{where}: let them have a gradient while the VAE is trained  (there stands: {text})"
+            told_at(where, "let them have a gradient while the VAE is trained", text)
             if where
             else "Set requires_grad_(True) on them, unless it is meant so.",
         )
@@ -185,7 +185,7 @@ def _detached(p: Patient, names: list[str], path: list[Call]) -> Finding:
     cause, otherwise = "detach, .data or torch.no_grad on the way", "let the gradient pass here"
     where, text = p.source_line("no_grad", "inference_mode", "set_grad_enabled(False")
     if where and call and not re.search(rf"{_NO_GRADIENT}|detach|\.data\b", text_of(call)):  # opened by a caller
-        told = f"{where}: {otherwise}  (there stands: {text})"
+        told = told_at(where, otherwise, text)
         return Finding("no-gradient", "error", message, {"lost": names, "line": where, "call": "no_grad"}, cause, told)
     return _finding(message, {"lost": names}, call, cause, otherwise)
 

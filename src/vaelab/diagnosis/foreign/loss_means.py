@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vaelab.diagnosis.foreign.loss_terms import LossTerms
 from vaelab.diagnosis.foreign.paths import after, takes
-from vaelab.diagnosis.foreign.source_lines import line_of, text_of
+from vaelab.diagnosis.foreign.source_lines import line_of, text_of, told_at
 from vaelab.diagnosis.foreign.tracing import Call, tensors_in
 
 _LOSSES = {"binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss",
@@ -89,7 +89,7 @@ def summed(found: list[Mean]) -> str:
         what = f"take out the division by {mean.number:g}" if divides else "take the sum in place of the mean"
         over = "latents" if mean.of_kl else "pixels"
         what = f"sum over the {over}, and take the mean over the examples alone" if keep else what
-        told[f"{place}: {what}  (there stands: {text})" if place else what] = None
+        told[told_at(place, what, text) if place else what] = None
     return "\nand ".join(told)
 
 

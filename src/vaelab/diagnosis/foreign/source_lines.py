@@ -28,7 +28,12 @@ def change(call: Call | None, rewrite: Callable[[str], str], otherwise: str) -> 
     new = rewrite(text)
     if where and text and new != text:
         return f"{where}: write  {new}"
-    return f"{where}: {otherwise}" + (f"  (there stands: {text})" if text else "") if where else otherwise
+    return told_at(where, otherwise, text) if where else otherwise
+
+
+def told_at(where: str, what: str, text: str) -> str:
+    """What to do in a line, and what stands there, if that is known."""
+    return f"{where}: {what}" + (f"  (there stands: {text})" if text else "")
 
 
 def leave(text: str) -> str:
